@@ -14,7 +14,7 @@ from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.scaling import predict_command
 from tjx_trainer.scaling.laws import fit_law, predict_loss
-from tjx_trainer.scaling.small_runs import read_small_runs, size_of
+from tjx_trainer.scaling.small_runs import Size, read_small_runs, size_of
 
 FLOPS = np.geomspace(1e12, 3e14, 6)[:, None]
 TARGET = np.array([4e15])
@@ -78,6 +78,18 @@ def test_small_runs_have_at_most_a_tenth_of_the_flops(dial: str) -> None:
     assert {config.seed for config in configs} == {3}
 
 
+@pytest.mark.parametrize("vary_tokens", [False, True])
+def test_every_size_has_runs_of_each_seed(vary_tokens: bool) -> None:
+    words = ["--scale.depth=16", "--seed=3"]
+    grid, _ = read_small_runs(words, 7, vary_tokens=vary_tokens, seeds=2)
+    configs = [resolve(each.words) for each in grid.combinations]
+    seeds: dict[Size, set[int]] = {}
+    for config in configs:
+        seeds.setdefault(size_of(config), set()).add(config.seed)
+    assert list(seeds.values()) == [{3, 4}] * 7
+    assert len({each.name for each in grid.combinations}) == 14
+
+
 def test_half_of_the_runs_of_a_law_of_parameters_and_tokens_have_fewer_tokens() -> None:
     words = ["--scale.flops=1e14", "--scale.width_per_layer=16", "--scale.head_size=16"]
     grid, _ = read_small_runs(words, 8, vary_tokens=True)
@@ -99,6 +111,7 @@ def test_half_of_the_runs_of_a_law_of_parameters_and_tokens_have_fewer_tokens() 
         (["--predict.runs=9"], "--predict.runs: got 9 with law compute; expected 5 to 8; try 7"),
         (["--predict.law=parametric"], "got 6 with law parametric; expected 7 to 8; try 7"),
         (["--scale.depth=8", "--eval_only"], "--eval_only: got true; expected it without predict"),
+        (["--predict.seeds=0"], "--predict.seeds: got 0; expected at least 1"),
         (["--predict.confidence=2"], "--predict.confidence: got 2.0; expected (0, 1)"),
     ],
 )

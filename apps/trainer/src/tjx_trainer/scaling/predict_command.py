@@ -44,16 +44,19 @@ class PredictFlags:
     dir
         Folder of the prediction, with a folder per run; none: runs/predict-NAME, by the preset.
     runs
-        Number of small runs, 5 to 8.
+        Number of sizes of small runs, 5 to 8.
+    seeds
+        Runs of each size, with the run's seed and the following ones.
     law
         compute: a term of the training FLOPs; parametric: a term of parameters and one of tokens,
-        which needs 7 runs, half of them with a quarter of the tokens per parameter.
+        which needs 7 sizes, half of them with a quarter of the tokens per parameter.
     confidence
         Probability of the interval.
     """
 
     dir: str | None = None
     runs: int = 6
+    seeds: int = 1
     law: Literal["compute", "parametric"] = "compute"
     confidence: float = 0.95
 
@@ -85,7 +88,8 @@ def run(argv: Sequence[str], *, launch: Launch | None = None) -> int:
         return ExitCode.FINISHED
     try:
         flags, rest, then = _read_flags(argv)
-        grid, large = read_small_runs(rest, flags.runs, vary_tokens=flags.law == "parametric")
+        parametric = flags.law == "parametric"
+        grid, large = read_small_runs(rest, flags.runs, vary_tokens=parametric, seeds=flags.seeds)
         folder = Path(flags.dir or Path("runs") / f"predict-{grid.config.name}")
         sys.stderr.write(_plan(grid))
         if parse_args(rest).dry_run:
@@ -122,6 +126,8 @@ def _read_flags(argv: Sequence[str]) -> tuple[PredictFlags, list[str], bool]:
             f"--{_PREFIX}runs: got {flags.runs} with law {flags.law}; expected {fewest} to "
             f"{MAX_RUNS}; try 7"
         )
+    if flags.seeds < 1:
+        problems.append(f"--{_PREFIX}seeds: got {flags.seeds}; expected at least 1; try 3")
     if not 0 < flags.confidence < 1:
         problems.append(f"--{_PREFIX}confidence: got {flags.confidence}; expected (0, 1); try 0.95")
     if problems:

@@ -52,7 +52,7 @@ def size_of(config: Config) -> Size:
 
 
 def read_small_runs(
-    argv: Sequence[str], count: int, *, vary_tokens: bool = False
+    argv: Sequence[str], count: int, *, vary_tokens: bool = False, seeds: int = 1
 ) -> tuple[Grid, SweepRun]:
     """Return the small runs, and the large one, which the command line describes.
 
@@ -63,10 +63,12 @@ def read_small_runs(
     argv : sequence of str
         The flags of the large run.
     count : int
-        Number of small runs.
+        Number of sizes of small runs.
     vary_tokens : bool
-        Whether half of the runs have a quarter of the tokens per parameter instead, which a law of
+        Whether half of the sizes have a quarter of the tokens per parameter instead, which a law of
         parameters and tokens needs.
+    seeds : int
+        Runs of each size: with the seed of the large run, the next one and so on.
 
     Raises
     ------
@@ -92,15 +94,14 @@ def read_small_runs(
         raise ConfigError(problems)
     target = size_of(config).flops
     first = target / RATIO / MARGIN
+    sizes = [{"scale.flops": f"{first / STEP**k:.4g}"} for k in range(count)]
     if vary_tokens:
-        ratio = config.scale.tokens_per_parameter
-        name, values = "scale.tokens_per_parameter", [ratio / TOKENS_STEP, ratio]
-    else:
-        name, values = "seed", [config.seed]
-    flops = [first / STEP**k for k in range(-(-count // len(values)))]
+        full = config.scale.tokens_per_parameter
+        ratios = (f"{full / TOKENS_STEP:g}", f"{full:g}")
+        sizes = [{**size, "scale.tokens_per_parameter": r} for size in sizes for r in ratios]
     settings = [
-        {"scale.flops": f"{each:.4g}", name: f"{value:g}"} for each in flops for value in values
-    ][:count]
+        {**size, "seed": str(config.seed + k)} for size in sizes[:count] for k in range(seeds)
+    ]
     settings.reverse()
     runs = [_run(words.argv(**{"scale.depth": "none"}, **each), each) for each in settings]
     own = [size_of(resolve(each.words)) for each in runs]
