@@ -19,8 +19,8 @@ from experiments.runs import Outcome, Run, RunFailedError, read_journal, run_all
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "experiments"
 NAMES = (
-    "accumulation", "gradient_explosion", "mixtures", "optimizers", "positions", "precision",
-    "predictions", "rate_transfer", "recipe", "schedules", "vocabulary_size",
+    "ablation", "accumulation", "gradient_explosion", "mixtures", "optimizers", "positions",
+    "precision", "predictions", "rate_transfer", "recipe", "schedules", "vocabulary_size",
 )  # fmt: skip
 TEXT = "the wall is high and the wall is long\n" * 200
 
@@ -46,7 +46,7 @@ def test_page_names_its_command_and_matches_its_json(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "ablation"])
+@pytest.mark.parametrize("name", NAMES)
 def test_smoke_run_writes_page_and_figure(name: str, tmp_path: Path) -> None:
     experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
     words = ["--smoke", "--seeds", "2", "--output", str(tmp_path)]
