@@ -88,7 +88,7 @@ def learning_rate_scales(
         "blocks": of_blocks[leading:],
     }
 
-    def with_factor(name: str, scale: float, axes: tuple[str, ...]) -> Any:
+    def with_factor(name: str, scale: float, axes: tuple[str | None, ...]) -> Any:
         factor = factors.get(name, 1.0)
         if isinstance(factor, np.ndarray):
             factor = factor.reshape(-1, *(1,) * (len(axes) - 1))
@@ -151,20 +151,20 @@ def eps_scales(config: TransformerConfig) -> dict[str, Any]:
     (0.0625, 0.25)
     """
 
-    def scale(axes: tuple[str, ...]) -> float:
+    def scale(axes: tuple[str | None, ...]) -> float:
         depth = config.depth_multiplier if "layers" in axes else 1.0
         return 1 / (config.width_multiplier * depth)
 
     return _map_axes(config, scale)
 
 
-def _is_hidden(axes: tuple[str, ...]) -> bool:
+def _is_hidden(axes: tuple[str | None, ...]) -> bool:
     """Return whether a parameter is a matrix whose two axes grow with the width."""
     return sum(axis in _WIDTHS for axis in axes) > 1
 
 
 def _map_axes(
-    config: TransformerConfig, function: Callable[[tuple[str, ...]], float]
+    config: TransformerConfig, function: Callable[[tuple[str | None, ...]], float]
 ) -> dict[str, Any]:
     """Map a function of the logical axes over the parameters."""
     mapped: dict[str, Any] = jax.tree.map(
