@@ -104,6 +104,7 @@ def test_a_phase_with_the_values_of_the_run_changes_no_bit(
         (["--train.phases=0:data.seq_len=32"], "from step 0: data.seq_len: got 32; expected at mo"),
         (["--train.phases=0:data.seq_len=8", "--task=dpo", "--train.init_from=x"], "with task dpo"),
         (["--train.phases=0:data.seq_len=8", "--scale.depth=1"], "with the dial"),
+        (["--train.phases=0:data.seq_len=8", "--distill.teacher=x"], "with distill.teacher"),
         (
             [
                 "--train.phases=0:data.seq_len=8",

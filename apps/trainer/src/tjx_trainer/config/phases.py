@@ -82,12 +82,14 @@ def phase_configs(config: Config) -> dict[int, Config]:
     refused = {
         f"task {config.task}": config.task in RL_TASKS,
         "the dial (--scale)": config.scale.is_set,
-        "data.curriculum, whose steps count batches of one size": config.data.curriculum
-        is not None,
+        "distill.teacher, which each phase would load": bool(config.distill.teacher),
+        "data.curriculum, whose steps count batches of one size": bool(config.data.curriculum),
     }
-    for reason in (reason for reason, is_given in refused.items() if is_given):
-        message = f"got {config.train.phases} with {reason}; expected none; leave one out"
-        problems.append(Problem("train.phases", message))
+    problems += [
+        Problem("train.phases", f"got {config.train.phases} with {other}; expected one of the two")
+        for other, is_given in refused.items()
+        if is_given
+    ]
     if problems:
         raise ConfigError(problems)
     configs = {}

@@ -1,8 +1,6 @@
 """Construction of a training job: mesh, optimizer, train state, train step and evaluation."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,13 +15,11 @@ import tjx_nn
 import tjx_optim
 import tjx_parallel
 from tjx_nn.layout import Layout
-from tjx_trainer.config.config_tree import flatten
 from tjx_trainer.config.run_config import Config, row_length
 from tjx_trainer.config.task_checks import RL_TASKS
 from tjx_trainer.distillation.gradients import make_distillation_gradients, with_teacher_input
 from tjx_trainer.distillation.teacher import Teacher
-from tjx_trainer.runtime import provenance
-from tjx_trainer.tasks.task import CorpusEvaluator, DataShard, HostBatch, Task, data_identity
+from tjx_trainer.tasks.task import CorpusEvaluator, DataShard, HostBatch, Task
 from tjx_trainer.training import reproducible
 from tjx_trainer.training.evaluation import EvalStep, evaluate, make_eval_step
 from tjx_trainer.training.mesh_layout import make_layout
@@ -253,8 +249,8 @@ def add_phases(job: Job, phases: Mapping[int, Job]) -> Job:
     """Return a job with phases, whose data continue where those of the phase before end.
 
     A phase begins with the first whole batch of its own size after the tokens (for encoder-decoders
-    rows) of the steps before. Only the order of rows of one length is without repetition: with
-    another length the epoch has other rows in another order.
+    rows) of the steps before. Rows of one length are not repeated within an epoch; with another
+    length the epoch has other rows in another order.
 
     Parameters
     ----------
@@ -373,28 +369,6 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
     return StepComponents(
         mesh, layout, accumulation, optimizer, abstract, gradients, train_step, teacher
     )
-
-
-def run_metadata(job: Job) -> dict[str, Any]:
-    """Return the metadata saved with each state of a run, as JSON.
-
-    Returns
-    -------
-    dict
-        ``config`` by dotted name; ``config_sha256``, its hash without the run directory; ``data``:
-        the data identity; ``versions`` of the packages; ``git`` revision or None; ``devices``:
-        count, kind, processes and mesh.
-    """
-    config = flatten(replace(job.config, run_dir=None))
-    return {
-        "config": config,
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        "data": data_identity(job.task),
-        "versions": provenance.versions(),
-        "git": provenance.git_revision(),
-        "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind} in "
-        f"{jax.process_count()} processes, mesh {format_mesh(job)}",
-    }
 
 
 def format_mesh(job: Job) -> str:

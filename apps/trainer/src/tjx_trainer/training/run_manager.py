@@ -1,8 +1,10 @@
 """Run management: restore the latest checkpoint, train, and roll back once after divergence."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -11,13 +13,15 @@ import tjx_ckpt
 import tjx_metrics
 import tjx_nn
 import tjx_parallel
+from tjx_trainer.config.config_tree import flatten
+from tjx_trainer.runtime import provenance
 from tjx_trainer.runtime.exit_codes import NotFiniteError
 from tjx_trainer.runtime.preemption import PreemptionSync
-from tjx_trainer.runtime.provenance import describe_version_changes
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.run_logging import log_info
 from tjx_trainer.runtime.watchdog import Watchdog
-from tjx_trainer.training.build import Job, run_metadata
+from tjx_trainer.tasks.task import data_identity
+from tjx_trainer.training.build import Job, format_mesh
 from tjx_trainer.training.checkpointing import CHECKPOINT_BYTES, CheckpointSaver
 from tjx_trainer.training.loop import train_loop
 from tjx_trainer.training.metrics_logger import MetricsLogger
@@ -82,7 +86,9 @@ class RunManager:
         log_info(f"resuming       from step {step}")
         if not int(jax.device_get(state.guard.skipped_in_a_row)):
             self.checkpointer.prune()  # `keep` may be smaller now, or a deletion has failed
-        other = describe_version_changes(self.checkpointer.metadata(step), self.description)
+        other = provenance.describe_version_changes(
+            self.checkpointer.metadata(step), self.description
+        )
         if other is not None:
             log_info(f"note           {other}")
         return state
@@ -306,6 +312,28 @@ class RunManager:
             f"{last}; in another --run_dir try a lower --optimizer.learning_rate, a longer "
             "--schedule.warmup_steps or a smaller --optimizer.clip_norm"
         )
+
+
+def run_metadata(job: Job) -> dict[str, Any]:
+    """Return the metadata saved with each state of a run, as JSON.
+
+    Returns
+    -------
+    dict
+        ``config`` by dotted name; ``config_sha256``, its hash without the run directory; ``data``:
+        the data identity; ``versions`` of the packages; ``git`` revision or None; ``devices``:
+        count, kind, processes and mesh.
+    """
+    config = flatten(replace(job.config, run_dir=None))
+    return {
+        "config": config,
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "data": data_identity(job.task),
+        "versions": provenance.versions(),
+        "git": provenance.git_revision(),
+        "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind} in "
+        f"{jax.process_count()} processes, mesh {format_mesh(job)}",
+    }
 
 
 @contextmanager
