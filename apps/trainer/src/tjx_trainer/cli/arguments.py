@@ -11,7 +11,6 @@ from tjx_optim.optimizer_config import SETTINGS
 from tjx_optim.schedule_config import SCHEDULES_BY_FIELD
 from tjx_trainer.cli.values import convert, expected, union_members
 from tjx_trainer.config.config_tree import Leaf, assemble, leaves, without
-from tjx_trainer.config.phases import phase_configs
 from tjx_trainer.config.presets import (
     DEFAULT_PRESET,
     RawValue,
@@ -63,7 +62,6 @@ def resolve(argv: Sequence[str]) -> Config:
         values |= {**_implied(each, values), **each}
     try:
         config = assemble(values)
-        phase_configs(config)  # for its checks
     except ConfigError as error:
         problems += without(error.problems, unread)
     if problems:

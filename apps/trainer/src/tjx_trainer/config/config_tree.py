@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from tjx_core import ConfigError, Problem, problems_of
 from tjx_nn.config import TransformerConfig
 from tjx_nn.registry import registered_families
+from tjx_trainer.config.phases import parse_phases
 from tjx_trainer.config.run_config import Config, ModelConfig, check_sections
 
 
@@ -111,7 +112,8 @@ def assemble(values: Mapping[str, Any]) -> Config:
     Raises
     ------
     ConfigError
-        With the problems of every section, and every contradiction between sections.
+        With the problems of every section, every contradiction between sections, and those of the
+        phases.
     """
     rejected = _Rejected([], set())
     sections = {}
@@ -123,7 +125,40 @@ def assemble(values: Mapping[str, Any]) -> Config:
     problems = rejected.problems + without(check_sections(sections), rejected.names)
     if problems:
         raise ConfigError(problems)
-    return Config(**sections)
+    config = Config(**sections)
+    phase_configs(config)  # for its checks
+    return config
+
+
+def phase_configs(config: Config) -> dict[int, Config]:
+    """Return the configuration of each phase of a run by its first step.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration of the run, which holds before the first phase. Values that a phase does
+        not name are those of the run, not of the phase before.
+
+    Raises
+    ------
+    ConfigError
+        With all problems of all phases.
+    """
+    if config.train.phases is None:
+        return {}
+    base = {**flatten(config), "train.phases": None}
+    configs, problems = {}, []
+    for step, values in parse_phases(config.train.phases)[0].items():
+        try:
+            configs[step] = assemble(base | values)
+        except ConfigError as error:
+            problems += [
+                Problem("train.phases", f"from step {step}: {each}", each.paths)
+                for each in error.problems
+            ]
+    if problems:
+        raise ConfigError(problems)
+    return configs
 
 
 def without(problems: Iterable[Problem], names: Set[str]) -> list[Problem]:

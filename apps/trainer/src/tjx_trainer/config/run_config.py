@@ -27,6 +27,7 @@ from tjx_trainer.config.distill_config import DistillConfig
 from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_problems
 from tjx_trainer.config.scale_config import ScaleConfig
 from tjx_trainer.config.task_checks import (
+    RL_TASKS,
     check_conversations,
     check_data,
     check_data_options,
@@ -338,6 +339,30 @@ def _check_schedule_lengths(schedule: ScheduleConfig, train: TrainConfig) -> lis
     return []
 
 
+def _check_phases(
+    task: str | None, scale: ScaleConfig, data: DataConfig, distill: DistillConfig,
+    train: TrainConfig,
+) -> list[Problem]:  # fmt: skip
+    if train.phases is None:
+        return []
+    refused = {
+        f"task {task}": ("task", task in RL_TASKS),
+        "the dial (--scale)": ("scale.depth", scale.is_set),
+        "distill.teacher, which each phase would load": ("distill.teacher", bool(distill.teacher)),
+        "data.curriculum, whose steps count batches of one size": (
+            "data.curriculum",
+            bool(data.curriculum),
+        ),
+    }
+    return [
+        Problem(
+            "train.phases", f"got {train.phases} with {other}; expected one of the two", (name,)
+        )
+        for other, (name, is_given) in refused.items()
+        if is_given
+    ]
+
+
 def _check_profile(profile: ProfileConfig, train: TrainConfig) -> list[Problem]:
     if profile.range is None or profile.range[1] <= train.max_steps:
         return []
@@ -386,6 +411,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("model", "optimizer"), _check_mup),
     (("scale", "model"), _check_scale),
     (("optimizer", "schedule"), _check_schedule),
+    (("task", "scale", "data", "distill", "train"), _check_phases),
     (("schedule", "train"), _check_schedule_lengths),
     (("profile", "train"), _check_profile),
     (("data", "model", "train", "mesh"), _check_mesh),

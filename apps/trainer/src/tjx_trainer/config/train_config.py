@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tjx_core import ConfigError, Problem, unknown_name
+from tjx_trainer.config.phases import parse_phases
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 Reproducible = Literal["none", "mesh"]
@@ -107,7 +108,7 @@ class TrainConfig:
     vocab_from_tokenizer: bool = True
 
     def __post_init__(self) -> None:
-        problems = [*self._check_counts(), *self._check_choices()]
+        problems = [*self._check_counts(), *self._check_choices(), *self._check_phases()]
         microbatches = self.accumulation or 1
         if not problems and self.batch_size % microbatches:
             problems.append(
@@ -160,6 +161,15 @@ class TrainConfig:
         shards = self.virtual_shards
         if shards < 1 or shards & (shards - 1):
             yield Problem("virtual_shards", f"got {shards}; expected a power of 2; give 8")
+
+    def _check_phases(self) -> Iterator[Problem]:
+        if self.phases is None:
+            return
+        found, problems = parse_phases(self.phases)
+        yield from problems
+        if late := [step for step in found if step >= self.max_steps]:
+            message = f"got step {late[0]}; expected less than max_steps={self.max_steps}"
+            yield Problem("phases", message, ("max_steps",))
 
     @property
     def orbax_path(self) -> str | None:

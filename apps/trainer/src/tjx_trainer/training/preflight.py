@@ -10,7 +10,7 @@ import tjx_data
 import tjx_metrics
 from tjx_core import ConfigError, Problem
 from tjx_trainer.config.config_compat import with_legacy_values
-from tjx_trainer.config.phases import phase_configs
+from tjx_trainer.config.config_tree import phase_configs
 from tjx_trainer.config.run_config import Config, reads_text
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.run_logging import log_info

@@ -20,7 +20,9 @@ import tjx_parallel
 from tjx_core import ConfigError, printable, problems_of
 from tjx_nn.layers.scan_layers import uses_scan
 from tjx_trainer.cli.progress_bar import DataProgressBar
-from tjx_trainer.config.phases import parse_phases, phase_configs
+from tjx_trainer.cli.values import format_value
+from tjx_trainer.config.config_tree import phase_configs
+from tjx_trainer.config.phases import parse_phases
 from tjx_trainer.config.run_config import Config, ModelConfig, reads_text
 from tjx_trainer.planning.dry_run import print_dry_run
 from tjx_trainer.runtime.allocator import retain_freed_memory, run_cpu_programs_inline
@@ -316,7 +318,7 @@ def prepare(config: Config) -> Job:
     log_info(f"training       {describe_training(job)}")
     if config.train.phases is not None:
         for step, values in parse_phases(config.train.phases)[0].items():
-            settings = ", ".join(f"{name} {value}" for name, value in values.items())
+            settings = ", ".join(f"{name} {format_value(x)}" for name, x in values.items())
             log_info(f"phase          from step {step:,}: {settings}")
     for line in describe_dial(config):
         log_info(line)
