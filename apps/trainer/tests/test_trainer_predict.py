@@ -42,6 +42,14 @@ def test_one_failed_run_hardly_changes_the_law() -> None:
     assert law.loss(TARGET[None])[0] == pytest.approx(loss_of(4e15), rel=0.01)
 
 
+def test_runs_that_do_not_determine_a_floor_have_none() -> None:
+    """A power law with noise: a law that always has a floor finds one in half of the samples."""
+    rng = np.random.default_rng(0)
+    flops = np.repeat(np.geomspace(5e10, 1e12, 8), 3)
+    samples = [9 * flops**-0.07 * np.exp(0.007 * rng.normal(size=24)) for _ in range(12)]
+    assert sum(fit_law(flops[:, None], losses).floor > 0 for losses in samples) <= 2
+
+
 def test_the_interval_contains_the_loss_as_often_as_it_says() -> None:
     """Twenty predictions from six runs each; 80 % intervals contain 11 to 20 at p = 0.001."""
     rng = np.random.default_rng(0)

@@ -4,7 +4,8 @@ The law is L = E + A x^-a, for the training FLOPs x of runs along the dial, or w
 of parameters and tokens, L = E + A N^-a + B D^-b (Hoffmann et al. 2022, "Training Compute-Optimal
 Large Language Models", section 3.3). As there, the Huber loss of the differences of log L is
 minimized: here over a grid of exponents that is refined, with the coefficients of each exponent by
-reweighted least squares, which finds the global minimum of so few parameters.
+reweighted least squares, which finds the global minimum of so few parameters. Runs far above the
+floor E do not determine it: the law has one only if Akaike's criterion prefers it.
 """
 
 import itertools
@@ -34,7 +35,7 @@ class Law:
     Attributes
     ----------
     floor : float
-        E, the loss in the limit [nats per token].
+        E, the loss in the limit [nats per token]; 0 if the runs do not determine it.
     coefficients : tuple of float
         A of each feature, of the feature divided by its `scales`.
     exponents : tuple of float
@@ -121,7 +122,9 @@ def fit_law(features: Array, losses: Array) -> Law:
     Returns
     -------
     Law
-        The law with the lowest Huber loss.
+        The law with the lowest Huber loss. Its floor is 0 unless a floor lowers the information
+        criterion of Akaike (1974, "A new look at the statistical model identification"), as a floor
+        that fits the noise of the runs would spoil extrapolations.
 
     Raises
     ------
@@ -145,11 +148,20 @@ def fit_law(features: Array, losses: Array) -> Law:
     if not (np.isfinite(losses).all() and (losses > 0).all()):
         raise ConfigError([f"fit: got losses {losses.tolist()}; expected positive numbers"])
     scales = np.exp(np.log(features).mean(axis=0))
-    exponents, coefficients = (each[0].tolist() for each in _fit(features / scales, losses[None]))
-    floor, *rest = coefficients
-    law = Law(floor, tuple(rest), tuple(exponents), tuple(scales.tolist()), MIN_NOISE)
-    residuals = np.log(losses / law.loss(features))
-    noise = float(np.sqrt(np.square(residuals).sum() / (runs - params)))
+    law, none = (_fitted(features, losses, scales, floor) for floor in (True, False))
+    residuals = np.abs([np.log(losses / each.loss(features)) for each in (law, none)])
+    # One failed run must not decide: differences above five medians count as five.
+    residuals = np.minimum(residuals, max(5 * np.median(residuals[0]), MIN_NOISE))
+    with_floor, without = runs * np.log(np.square(residuals).mean(axis=1) + MIN_NOISE**2)
+    return law if with_floor + 2 < without else none
+
+
+def _fitted(features: Array, losses: Array, scales: Array, floor: bool) -> Law:
+    exponents, coefficients = _fit(features / scales, losses[None], floor=floor)
+    own = tuple(coefficients[0, 1:].tolist()), tuple(exponents[0].tolist())
+    law = Law(float(coefficients[0, 0]), *own, tuple(scales.tolist()), MIN_NOISE)
+    squares = np.square(np.log(losses / law.loss(features)))
+    noise = float(np.sqrt(squares.sum() / (len(losses) - floor - 2 * features.shape[1])))
     return replace(law, noise=max(noise, MIN_NOISE))
 
 
@@ -165,9 +177,9 @@ def predict_loss(
     """Predict the loss of a larger run, with an interval from a parametric bootstrap.
 
     Each sample draws the noise's variance by its chi-squared distribution (few runs determine it
-    badly), new losses of the small runs, a law fitted to them, and the noise of the large run. The
-    interval contains the errors of the runs and of the fit; it does not contain a law that stops
-    to hold between the runs and the target.
+    badly), new losses of the small runs, a law with a floor fitted to them, and the noise of the
+    large run. The interval contains the errors of the runs and of the fit; it does not contain a
+    law that stops to hold between the runs and the target.
 
     Parameters
     ----------
@@ -211,7 +223,7 @@ def predict_loss(
     noise = law.noise * np.sqrt(freedom / rng.chisquare(freedom, samples))
     drawn = law.loss(features) * np.exp(noise[:, None] * rng.normal(size=(samples, len(losses))))
     scales = np.array(law.scales)
-    exponents, coefficients = _fit(features / scales, drawn)
+    exponents, coefficients = _fit(features / scales, drawn, floor=True)
     terms = (target / scales) ** -exponents
     fitted = coefficients[:, 0] + (coefficients[:, 1:] * terms).sum(axis=1)
     outcomes = fitted * np.exp(noise * rng.normal(size=samples))
@@ -219,8 +231,10 @@ def predict_loss(
     return Prediction(float(law.loss(target[None])[0]), float(low), float(high), law)
 
 
-def _fit(features: Array, losses: Array) -> tuple[Array, Array]:
+def _fit(features: Array, losses: Array, *, floor: bool) -> tuple[Array, Array]:
     """Return exponents [samples, features] and coefficients [samples, 1 + features].
+
+    Without `floor`, the first coefficient is 0.
 
     Parameters
     ----------
@@ -237,7 +251,7 @@ def _fit(features: Array, losses: Array) -> tuple[Array, Array]:
     for some in np.array_split(losses, -(-len(losses) * len(grid) // _AT_ONCE)):
         tried, step = np.broadcast_to(grid, (len(some), *grid.shape)), np.log(axis[1] / axis[0])
         for _ in range(1 + _REFINEMENTS):
-            exponents, coefficients = _best(features, some, tried)
+            exponents, coefficients = _best(features, some, tried, floor)
             tried = np.clip(exponents[:, None] * np.exp(step * offsets), *EXPONENTS)
             step /= 3
         found.append((exponents, coefficients))
@@ -245,11 +259,11 @@ def _fit(features: Array, losses: Array) -> tuple[Array, Array]:
     return exponents, coefficients
 
 
-def _best(features: Array, losses: Array, exponents: Array) -> tuple[Array, Array]:
+def _best(features: Array, losses: Array, exponents: Array, floor: bool) -> tuple[Array, Array]:
     """Return the best of some exponents [samples, tried, features] and its coefficients."""
     samples, tried, count = exponents.shape
     terms = np.exp(-exponents[:, :, None] * np.log(features))  # [samples, tried, runs, features]
-    design = np.concatenate([np.ones_like(terms[..., :1]), terms], axis=3)
+    design = np.concatenate([np.full_like(terms[..., :1], floor), terms], axis=3)
     design = (design / losses[:, None, :, None]).reshape(samples * tried, -1, 1 + count)
     weights = np.ones(design.shape[:2])
     for _ in range(_REWEIGHTINGS):
