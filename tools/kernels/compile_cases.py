@@ -34,6 +34,12 @@ class Case:
     arrays: tuple[str, ...] = ()
 
 
+def prefix_and_blocks(batch: Any, head: Any, query: Any, key: Any) -> Any:
+    """Mask by every index: diagonal blocks for some heads, a prefix that batch rows differ in."""
+    blocks = (query // 256 == key // 256) & (head % 2 == 0)
+    return blocks | (key < 64 * (1 + batch))
+
+
 def cases() -> list[Case]:
     """Return all cases, the most important first."""
     plain = [
@@ -52,6 +58,7 @@ def cases() -> list[Case]:
             Case(f"D{dim} odd lengths, offset", dim, "bfloat16", 1001, 777, causal, ("q_offset",)),
             Case(f"D{dim} bias, alibi", dim, options=causal, arrays=("bias", "alibi_slopes")),
             Case(f"D{dim} float32", dim, "float32", options=causal),
+            Case(f"D{dim} mask function", dim, options={"mask": prefix_and_blocks}),
         )
     ]
     return [

@@ -16,6 +16,18 @@ from tjx_kernels.attention.call import describe_call
 ARRAYS = ("q_segment_ids", "kv_segment_ids", "q_offset", "bias", "alibi_slopes", "dropout_key")
 
 
+def islands(batch: Any, head: Any, query: Any, key: Any) -> Any:
+    """Some blocks fully visible, some partly and some masked, by batch row and head."""
+    near = (query // 64 == key // 64) & (head % 2 == 0)
+    return near | (key < 10 + 50 * batch) | ((key > 150) & (query > 100))
+
+
+def sinks(batch: Any, head: Any, query: Any, key: Any) -> Any:
+    """The last 40 keys and the first ones, whatever the batch row and head."""
+    del batch, head
+    return (query - key < 40) | (key < 20)
+
+
 @dataclass(frozen=True)
 class Case:
     """Sizes and options of one call; few distinct sizes keep the compile time to seconds.
@@ -55,6 +67,10 @@ CASES = {
     "bias-for-all": Case((2, 150, 170, 4, 2), {"soft_cap": 3.0}, bias=(1, 1)),
     "bias-of-heads": Case((2, 150, 170, 4, 2), {"causal": True}, segments=3, bias=(1, 4)),
     "dropout": Case((2, 150, 170, 4, 2), {"causal": True, "dropout_rate": 0.3}),
+    "mask-function": Case((2, 300, 260, 4, 2), {"mask": islands}),
+    "mask-function-and-others": Case(
+        (2, 200, 260, 4, 2), {"causal": True, "mask": sinks}, 3, bias=(1, 4), offset=(60, -30)
+    ),
     "wide-values": Case((1, 140, 150, 4, 2), {"causal": True}, wide_values=True),
 }
 
@@ -68,7 +84,15 @@ PARAMETERS: dict[str, tuple[Any, ...]] = {
     "half": ("bfloat16", "float16"),
 }
 REPEATED: dict[str, set[Any]] = {
-    "name": {"plain", "causal", "causal-long", "window-over-chunks", "segments", "bias-of-heads"},
+    "name": {
+        "plain",
+        "causal",
+        "causal-long",
+        "window-over-chunks",
+        "segments",
+        "bias-of-heads",
+        "mask-function-and-others",
+    },
     "head_dim": {64, 96, 128},
     "lengths": {(1, 5), (5, 1)},
     "half": {"float16"},

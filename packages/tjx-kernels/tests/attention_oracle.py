@@ -34,7 +34,7 @@ def oracle(inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
             raw = scale * q[b, :, n] @ k[b, :, m].T
             s = raw if cap is None else cap * np.tanh(raw / cap)
             s = s + _added(inputs, b, n, distance)
-            s = np.where(sees, s, -np.inf)
+            s = np.where(sees & _allowed(inputs, b, n, options), s, -np.inf)
             live = np.isfinite(s).any(1)
             top = np.where(live, s.max(1, initial=-np.inf), 0)[:, None]
             weight = np.exp(s - top)
@@ -72,6 +72,17 @@ def _seen(inputs: dict[str, Any], b: int, options: dict[str, Any]) -> tuple[Any,
     if "q_segment_ids" in inputs:
         sees &= np.equal.outer(inputs["q_segment_ids"][b], inputs["kv_segment_ids"][b])
     return distance, sees
+
+
+def _allowed(inputs: dict[str, Any], b: int, n: int, options: dict[str, Any]) -> Any:
+    if "mask" not in options:
+        return True
+    offsets = inputs.get("q_offset", options.get("q_offset", 0))
+    position = np.broadcast_to(offsets, inputs["q"].shape[:1])[b] + np.arange(inputs["q"].shape[1])
+    return [
+        [bool(options["mask"](b, n, int(i), j)) for j in range(inputs["k"].shape[1])]
+        for i in position
+    ]
 
 
 def _added(inputs: dict[str, Any], b: int, n: int, distance: Any) -> Any:

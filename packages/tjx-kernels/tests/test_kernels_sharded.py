@@ -84,6 +84,7 @@ def results(function: Any, mesh: Mesh, operands: Any, cotangents: Any, **options
         ),
         ((2, 2), 4, 1, {"bias": (4, 1), "alibi": (4, 4), "sinks": True}, {}),
         ((4, 1), 2, 1, {"dropout": True}, {"dropout_rate": 0.2}),
+        ((2, 2), 4, 1, {}, {"mask": lambda *at: (at[3] <= at[2]) | (at[3] < 3)}),
     ],
 )
 def test_equals_the_call_on_one_device(
@@ -173,6 +174,18 @@ def test_an_empty_sequence_gives_dead_rows() -> None:
         (6, 3, {"head_axes": "tensor"}, "heads: got 6; .* 4 devices along tensor"),
         (12, 6, {"head_axes": "tensor"}, "kv_heads: got 6 with 4 devices"),
         (4, 4, {"batch_axes": ("data", "tensor")}, "batch: got 4; .* 8 devices"),
+        (
+            4,
+            4,
+            {"head_axes": "tensor", "mask": lambda *at: at[1] < 2},
+            "mask: .* head index, which",
+        ),
+        (
+            4,
+            4,
+            {"seq_axes": "data", "mask": lambda *at: at[3] < 2},
+            '"ring", which has no mask func',
+        ),
         (4, 4, {"implementation": "cudnn"}, "'cudnn' cannot serve this call: needs an NVIDIA GPU"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from attention_contract import CASES, LOWERED, AttentionContract, Case, assert_agrees, draw
 from attention_oracle import oracle
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from tjx_kernels.attention.backend import BackwardInputs, Gradients
 from tjx_kernels.attention.backends.tpu.backend import BACKEND
@@ -83,7 +84,9 @@ def _lower(kind: str, case: Case, head_dim: int, dtype: str) -> str:
         return BACKEND.run(call, operands), BACKEND.backward(call, operands, rows)
 
     specs = jax.eval_shape(lambda *x: x, *outputs)
-    exported = jax.export.export(jax.jit(both), platforms=["tpu"])(shapes, *specs)
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
+        exported = jax.export.export(jax.jit(both), platforms=["tpu"])(shapes, *specs)
     return str(exported.mlir_module())
 
 
@@ -98,7 +101,9 @@ def test_float16_lowers_for_tpu() -> None:
     assert "tpu_custom_call" in _lower(KINDS[0], Case((1, 300, 300, 2, 1)), 64, "float16")
 
 
-@pytest.mark.parametrize("name", ["everything", "alibi", "bias-for-all", "dropout", "segments"])
+@pytest.mark.parametrize(
+    "name", ["everything", "alibi", "bias-for-all", "dropout", "segments", "mask-function"]
+)
 def test_every_feature_lowers_for_tpu(name: str) -> None:
     case = CASES[name]
     longer = replace(case, shape=(2, 700, 1500, *case.shape[3:]), offset=(-40, 60))

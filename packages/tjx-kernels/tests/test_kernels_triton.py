@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_contract import CASES, LOWERED, AttentionContract, assert_agrees
+from attention_contract import CASES, LOWERED, AttentionContract, assert_agrees, islands
 from attention_oracle import oracle
 from jax.experimental.pallas import triton as plt
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
@@ -48,6 +48,7 @@ FEATURES: dict[str, dict[str, Any]] = {
         "kv_segment_ids": SHAPED((2, 300), jnp.int32),
     },
     "bias": {"bias": SHAPED((1, 4, 300, 300), jnp.bfloat16)},
+    "mask function": {"mask": islands},
     "alibi": {"causal": True, "alibi_slopes": SHAPED((4,), jnp.float32)},
     "dropout": {
         "dropout_rate": 0.1,

@@ -8,8 +8,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tjx_kernels.attention.call import AttentionCall, describe_call
-from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks
+from tjx_kernels.attention.call import AttentionCall, Operands, describe_call
+from tjx_kernels.attention.masks import (
+    Blocks,
+    block_lists,
+    key_blocks,
+    row_blocks,
+    segment_blocks,
+)
 
 
 def call(q_len: int, kv_len: int, mask: str, window: int | None) -> AttentionCall:
@@ -128,3 +134,76 @@ def test_blocks_that_share_a_segment(seed: int, lengths: tuple[int, int], ordere
             if keys.size:
                 assert start[b, i] <= keys.min()
                 assert keys.max() < stop[b, i]
+
+
+@given(
+    q_len=st.integers(1, 40),
+    kv_len=st.integers(1, 40),
+    offset=st.integers(-20, 20),
+    traced=st.booleans(),
+    segments=st.booleans(),
+    of_keys=st.booleans(),
+    period=st.integers(1, 20),
+    of_head=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_lists_of_blocks_under_a_mask_function(
+    q_len: int,
+    kv_len: int,
+    offset: int,
+    traced: bool,
+    segments: bool,
+    of_keys: bool,
+    period: int,
+    of_head: bool,
+    seed: int,
+) -> None:
+    def mask(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        del batch
+        return (key // period % 2 == (head % 2 if of_head else 0)) & (key - query < 9)
+
+    block_q, block_k, batch, heads = 8, 4, 2, 2
+    described = replace(call(q_len, kv_len, "none", 30), batch=batch, heads=heads, mask=mask)
+    rng = np.random.default_rng(seed)
+    ids = [
+        np.sort(rng.integers(0, 3, (batch, n)), axis=1).astype(np.int32) for n in (q_len, kv_len)
+    ]
+    offsets = np.array([offset, offset + 3 * traced], np.int32)
+    described = replace(described, q_offset=None if traced else offset, segment_ids=segments)
+    with jax.transfer_guard("allow"):
+        none: Any = None
+        operands = Operands(none, none, none)
+        if segments:
+            q_ids, kv_ids = jax.device_put(ids)
+            operands = operands._replace(q_segment_ids=q_ids, kv_segment_ids=kv_ids)
+        if traced:
+            operands = operands._replace(q_offset=jax.device_put(offsets))
+        lists = block_lists(described, operands, block_q, block_k, of_keys=of_keys)
+        order, full, stop = (np.broadcast_to(x, (batch, heads, *x.shape[2:])) for x in lists)
+    assert lists.order.shape[:2] == (batch if traced or segments else 1, heads if of_head else 1)
+    pairs = np.zeros(
+        (batch, heads, -(-q_len // block_q) * block_q, -(-kv_len // block_k) * block_k)
+    )
+    for b, n in np.ndindex(batch, heads):
+        position = offsets[b] + np.arange(q_len)[:, None]
+        pairs[b, n, :q_len, :kv_len] = mask(b, n, position, np.arange(kv_len)[None]) & seen(
+            described, int(offsets[b])
+        )
+    tiles = pairs.reshape(batch, heads, -1, block_q, pairs.shape[3] // block_k, block_k)
+    shares = tiles.mean((3, 5)).swapaxes(2, 3) if of_keys else tiles.mean((3, 5))
+    same = np.ones_like(shares, bool)
+    if segments:
+        touch = [np.equal.outer(*(x[b] for x in ids)) for b in range(batch)]
+        padded = np.zeros((batch, *pairs.shape[2:]), bool)
+        padded[:, :q_len, :kv_len] = touch
+        blocks = padded.reshape(batch, -1, block_q, pairs.shape[3] // block_k, block_k).any((2, 4))
+        same = np.broadcast_to(
+            (blocks.swapaxes(1, 2) if of_keys else blocks)[:, None], shares.shape
+        )
+    for at in np.ndindex(shares.shape[:3]):
+        assert sorted(order[at]) == list(range(shares.shape[3]))
+        whole, visited = set(order[at][: full[at]]), set(order[at][: stop[at]])
+        assert whole == (set() if segments else set(np.flatnonzero(shares[at] == 1)))
+        needed = set(np.flatnonzero((shares[at] > 0) & same[at]))
+        assert needed <= visited <= set(np.flatnonzero(shares[at] > 0))
+        assert segments or visited == needed

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from attention_contract import islands
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -91,12 +92,13 @@ def temporary_bytes(
     bias: tuple[int, int] | None = None,
     causal: bool = False,
     window: int | None = None,
+    mask: Any = None,
 ) -> int:
     x = shaped(1, length, 2, 16)
     arrays = [x, x, x] if bias is None else [x, x, x, shaped(*bias, length, length)]
 
     def call(q: Any, k: Any, v: Any, bias: Any = None) -> Any:
-        attend: Any = partial(flash_attention, causal=causal, window=window, bias=bias)
+        attend: Any = partial(flash_attention, causal=causal, window=window, bias=bias, mask=mask)
         return attend(q, k, v, implementation="xla")
 
     run: Any = call
@@ -112,6 +114,10 @@ def test_memory_is_linear_in_the_length(differentiate: bool) -> None:
     scores = 2 * 8192 * 8192 * 4
     assert at_8k < scores / 16
     assert at_8k < 4.5 * at_2k
+
+
+def test_a_mask_function_is_not_stored() -> None:
+    assert temporary_bytes(4096, mask=islands) < 4096 * 4096 * 4 / 4
 
 
 def test_causal_bands_do_not_store_their_scores_together() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from tjx_kernels.attention.backend import AttentionBackend
 from tjx_kernels.attention.call import AttentionCall, bind_arguments
 from tjx_kernels.attention.choices import Choice, current_observer
-from tjx_kernels.attention.mask_bias import MaskMod, mask_to_bias
+from tjx_kernels.attention.mask_functions import MaskMod
 from tjx_kernels.attention.registry import REGISTRY
 from tjx_kernels.attention.sinks import apply_sinks
 
@@ -26,6 +26,7 @@ class AttentionOptions(TypedDict, total=False):
     scale: float | None
     q_offset: int | jax.Array
     bias: jax.Array | None
+    mask: jax.Array | MaskMod | None
     alibi_slopes: jax.Array | None
     sinks: jax.Array | None
     dropout_rate: float
@@ -40,7 +41,6 @@ def flash_attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: jax.Array | MaskMod | None = ...,
     return_lse: Literal[False] = ...,
     **options: Unpack[AttentionOptions],
 ) -> jax.Array: ...
@@ -52,7 +52,6 @@ def flash_attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: jax.Array | MaskMod | None = ...,
     return_lse: Literal[True],
     **options: Unpack[AttentionOptions],
 ) -> tuple[jax.Array, jax.Array]: ...
@@ -115,9 +114,11 @@ def flash_attention(
         quadratic in the sequence length.
     mask : bool [batch or 1, heads or 1, q_len or 1, kv_len or 1], or a function
         True where a query attends to a key, besides the other masks. A function of (batch index,
-        head index, query position, key index), integer arrays that broadcast against each other,
-        returns such a mask. It becomes a bias and is stored whole; `causal`, `window` and segment
-        ids need no memory and skip masked blocks.
+        head index, query position, key index), int32 arrays that broadcast against each other,
+        returns such a mask. An elementwise function (comparisons, logic and arithmetic) without
+        other arrays is evaluated tile by tile and stores no mask; "triton" and "tpu" skip blocks
+        that it masks. Define it once: JAX compiles again for a new function. All other masks
+        become a bias, which is stored whole.
     alibi_slopes : floating [heads] or [batch, heads]
         slope * |query position - key position| is subtracted from the scores after the cap (Press
         et al., "Train Short, Test Long", 2022). Not differentiable.
@@ -176,8 +177,6 @@ def flash_attention(
     >>> flash_attention(q, kv, kv, mask=prefix).shape
     (2, 300, 8, 64)
     """
-    if mask is not None:
-        bias = mask_to_bias(mask, q, k, q_offset=q_offset, bias=bias)
     call, operands = bind_arguments(
         q,
         k,
@@ -191,6 +190,7 @@ def flash_attention(
         scale=scale,
         q_offset=q_offset,
         bias=bias,
+        mask=mask,
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         dropout_rate=dropout_rate,
@@ -219,7 +219,7 @@ def select_backend(
     """Return the backend that `choose_backend` names, and notify `observe_choices` of it."""
     chosen = choose_backend(name, call, supports)
     if observer := current_observer.get():
-        reason = supports or (lambda entry: entry.supports(call))
+        reason = supports or (lambda entry: entry.refusal(call))
         reasons = {key: reason(entry) for key, entry in REGISTRY.entries.items()}
         observer(Choice(chosen, name is not None, reasons, call))
     return REGISTRY.entries[chosen]
@@ -250,7 +250,7 @@ def choose_backend(
         If the requested backend does not support the call.
     """
     entries = REGISTRY.entries
-    reason = supports or (lambda entry: entry.supports(call))
+    reason = supports or (lambda entry: entry.refusal(call))
     if name is None:
         for key, entry in entries.items():
             on_platform = entry.platforms is None or call.platform in entry.platforms

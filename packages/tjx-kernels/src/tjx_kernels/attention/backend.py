@@ -77,12 +77,22 @@ class AttentionBackend(NamedTuple):
     platforms
         Platforms on which automatic selection considers the backend ("cpu", "gpu", "tpu"); None
         for all. A call with `interpret=True` ignores it.
+    masks
+        Whether the backend applies `call.mask`.
     """
 
     run: Forward
     supports: Callable[[AttentionCall], str | None] = supports_every_call
     backward: Backward | None = None
     platforms: tuple[Platform, ...] | None = None
+    masks: bool = False
+
+    def refusal(self, call: AttentionCall) -> str | None:
+        """Return the reason why the backend cannot serve a call, or None."""
+        reason = self.supports(call)
+        if reason is None and call.mask is not None and not self.masks:
+            return "has no mask functions"
+        return reason
 
 
 def backward_inputs(

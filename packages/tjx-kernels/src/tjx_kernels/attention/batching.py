@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_batching import custom_vmap
 
 from tjx_kernels.attention.backend import Backward, Forward, Gradients
@@ -57,6 +58,9 @@ def _merge_operands(
     call: AttentionCall, size: int, batched: Any, operands: Operands
 ) -> tuple[AttentionCall, Operands]:
     merged = replace(call, batch=size * call.batch)
+    if (mask := call.mask) is not None:
+        own = jnp.int32(call.batch)
+        merged = replace(merged, mask=lambda batch, *rest: mask(lax.rem(batch, own), *rest))
     if operands.bias is not None:
         # Each vmapped call has its own bias gradient, also if the calls share the bias.
         axis = 1 if batched.bias else 0

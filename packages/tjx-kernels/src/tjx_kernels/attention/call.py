@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from tjx_kernels.attention import dropout, option_checks
+from tjx_kernels.attention.mask_functions import MaskMod, split_mask
 from tjx_kernels.attention.option_checks import Shaped
 from tjx_kernels.target import Platform, current_target, deterministic_ops
 
@@ -37,6 +38,9 @@ class AttentionCall:
         Sizes of the bias along batch and heads; None without a bias.
     q_offset
         Position of the first query; None if it is a traced array.
+    mask
+        Elementwise function of the indices that masks keys besides the other masks, or None; other
+        masks are part of the bias.
     return_lse
         Whether the caller requests the log-sum-exp (LSE) or sinks need it; it is differentiable.
     platform, architecture
@@ -70,6 +74,7 @@ class AttentionCall:
     interpret: bool
     deterministic: bool = False
     symmetric_window: bool = False
+    mask: MaskMod | None = None
 
     @property
     def accumulator(self) -> jnp.dtype:
@@ -128,15 +133,20 @@ class Operands(NamedTuple):
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def bind_arguments(q: Any, k: Any, v: Any, **options: Any) -> tuple[AttentionCall, Operands]:
+def bind_arguments(
+    q: Any, k: Any, v: Any, *, mask: Any = None, **options: Any
+) -> tuple[AttentionCall, Operands]:
     """Validate the arguments of `flash_attention` and split them into static part and arrays.
 
     Raises
     ------
     ValueError
-        As `describe_call`.
+        As `describe_call`, and if the mask is invalid.
     """
-    call = describe_call(q, k, v, **options)
+    if mask is not None and q.ndim == k.ndim == 4:  # otherwise describe_call raises
+        given = {name: options[name] for name in ("q_offset", "bias") if name in options}
+        mask, options["bias"] = split_mask(mask, q, k, **given)
+    call = describe_call(q, k, v, mask=mask, **options)
     offset = slopes = seed = None
     if call.q_offset is None:
         offset = jnp.broadcast_to(options["q_offset"].astype(jnp.int32), (call.batch,))
@@ -166,6 +176,7 @@ def describe_call(
     scale: float | None = None,
     q_offset: Any = 0,
     bias: Any = None,
+    mask: MaskMod | None = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
     dropout_rate: float = 0.0,
@@ -175,7 +186,7 @@ def describe_call(
 ) -> AttentionCall:
     """Validate the arguments of `flash_attention` and return the static part of the call.
 
-    Every array may be a `jax.ShapeDtypeStruct`.
+    Every array may be a `jax.ShapeDtypeStruct`. `mask` is a function from `split_mask`.
 
     Raises
     ------
@@ -241,6 +252,7 @@ def describe_call(
         architecture=target.architecture,
         interpret=interpret,
         deterministic=deterministic_ops(),
+        mask=mask,
     )
 
 
@@ -302,11 +314,15 @@ def make_mask(
     key: Any,
     q_ids: jax.Array | None = None,
     kv_ids: jax.Array | None = None,
+    *,
+    batch: Any = None,
+    head: Any = None,
 ) -> jax.Array | None:
-    """Return the causal, window and segment mask, True where a query attends to a key.
+    """Return the causal, window and segment mask and that of `call.mask`, True for visible keys.
 
-    None means that nothing is masked. Query positions, key indices and segment ids are arrays that
-    broadcast against each other. The caller masks keys past the end of the sequence.
+    None means that nothing is masked. Query positions, key indices, segment ids, and the batch and
+    head indices, which only `call.mask` reads, are arrays that broadcast against each other. The
+    caller masks keys past the end of the sequence.
     """
     masks = []
     if call.causal:
@@ -317,4 +333,6 @@ def make_mask(
             masks.append(key < position + call.window)
     if q_ids is not None and kv_ids is not None:
         masks.append(q_ids == kv_ids)
+    if call.mask is not None:
+        masks.append(call.mask(batch, head, position, key))
     return reduce(jnp.logical_and, masks) if masks else None

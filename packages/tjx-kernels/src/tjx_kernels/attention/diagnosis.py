@@ -29,7 +29,7 @@ def explain_choice(choice: Choice) -> str:
     passed = [
         f"{name}: {reason}"
         for name, reason in choice.reasons.items()
-        if reason is not None and backends()[name].supports(plain) is None
+        if reason is not None and backends()[name].refusal(plain) is None
     ]
     device = call.architecture or call.platform
     return (

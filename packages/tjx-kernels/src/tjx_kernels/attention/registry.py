@@ -119,4 +119,4 @@ def implementations_for(call: AttentionCall) -> dict[str, str | None]:
     dict
         Reason, or None, by name of the backend, in the order of selection.
     """
-    return {name: entry.supports(call) for name, entry in backends().items()}
+    return {name: entry.refusal(call) for name, entry in backends().items()}

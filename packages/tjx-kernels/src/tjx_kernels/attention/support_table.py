@@ -57,6 +57,7 @@ _FEATURES: dict[str, AttentionCall] = {
     "grouped heads (GQA, MQA)": replace(PLAIN, kv_heads=2),
     "lengths 1 and odd": replace(PLAIN, q_len=1, kv_len=1001),
     "log-sum-exp, differentiable": replace(PLAIN, return_lse=True),
+    "mask function": replace(PLAIN, mask=lambda *indices: indices[3] < 9),
     "ALiBi slopes": replace(PLAIN, alibi=True),
     "bias, with its gradient": replace(PLAIN, bias=(1, 8)),
     "dropout": replace(PLAIN, dropout_rate=0.1),
@@ -89,12 +90,12 @@ def support_table() -> str:
 
     for name, target in _TARGETS.items():
         call = _on(PLAIN, target)
-        cells = (cell(entry.supports(call)) for entry in entries.values())
+        cells = (cell(entry.refusal(call)) for entry in entries.values())
         lines.append(f"| on {name} | {' | '.join(cells)} |")
     devices = [_first_device(entry) for entry in entries.values()]
     for feature, call in _FEATURES.items():
         reasons = (
-            entry.supports(_on(call, device))
+            entry.refusal(_on(call, device))
             for entry, device in zip(entries.values(), devices, strict=True)
         )
         lines.append(f"| {feature} | {' | '.join(cell(reason) for reason in reasons)} |")
@@ -109,5 +110,5 @@ def _first_device(entry: AttentionBackend) -> Target:
     """Return the first device on which the backend supports a plain call, Hopper first."""
     order = ("NVIDIA Hopper (sm_90)", *_TARGETS)
     return next(
-        _TARGETS[name] for name in order if entry.supports(_on(PLAIN, _TARGETS[name])) is None
+        _TARGETS[name] for name in order if entry.refusal(_on(PLAIN, _TARGETS[name])) is None
     )

@@ -88,7 +88,7 @@ def sharded_flash_attention(
     Parameters
     ----------
     q, k, v, return_lse, **options
-        As in `flash_attention`.
+        As in `flash_attention`. A mask function must not read indices that are sharded.
     mesh
         The device mesh. Inside a `jax.shard_map` over some of its axes, as for pipeline stages,
         the other axes may be used.
@@ -97,11 +97,11 @@ def sharded_flash_attention(
         sizes must divide them. All arrays are replicated over the other axes.
     context
         Context parallelism for `seq_axes` with more than one device. "ring": keys and values
-        rotate, see `ring_attention`; any number of heads, but no dropout, bias, ALiBi slopes or
-        q_offset. "all_to_all": an all-to-all exchanges heads for tokens, each device computes whole
-        sequences for fewer heads, and a second one restores the sharding (Jacobs et al., "DeepSpeed
-        Ulysses", 2023); supports all options. The product of the sizes of `head_axes` and
-        `seq_axes` must divide the heads; key heads are repeated as needed.
+        rotate, see `ring_attention`; any number of heads, but no dropout, bias, mask, ALiBi slopes
+        or q_offset. "all_to_all": an all-to-all exchanges heads for tokens, each device computes
+        whole sequences for fewer heads, and a second one restores the sharding (Jacobs et al.,
+        "DeepSpeed Ulysses", 2023); supports all options. The product of the sizes of `head_axes`
+        and `seq_axes` must divide the heads; key heads are repeated as needed.
     order
         Order of the tokens. "zigzag", for the ring only: the global sequence was permuted with
         `zigzag(x, axis_size)`, which balances the load under a causal mask.

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from tjx_kernels.attention.call import AttentionCall, Operands
+from tjx_kernels.attention.mask_functions import mask_sizes
 from tjx_kernels.sharded.ring_schedule import Order
 
 type Axes = str | tuple[str, ...]
@@ -174,6 +175,8 @@ def check_call(spread: AttentionSharding, call: AttentionCall) -> None:
             f'order: got {spread.order!r} with context "all_to_all"; expected "contiguous", as '
             'all-to-all balances the load already; give order="contiguous", or context="ring"'
         )
+    if call.mask is not None:
+        problems += _mask_problems(spread, call)
     if spread.seq_shards > 1 and spread.context == "ring":
         problems += [
             f'context: got "ring", which has no {what}; expected a call without; give '
@@ -181,6 +184,7 @@ def check_call(spread: AttentionSharding, call: AttentionCall) -> None:
             for what, given in (
                 (f"dropout (dropout_rate is {call.dropout_rate})", call.dropout_rate > 0),
                 ("bias", call.bias is not None),
+                ("mask function", call.mask is not None),
                 ("alibi_slopes", call.alibi),
                 ("q_offset", call.q_offset != 0),
             )
@@ -193,6 +197,19 @@ def check_call(spread: AttentionSharding, call: AttentionCall) -> None:
                 'context="all_to_all"'
             )
     _raise_all(problems)
+
+
+def _mask_problems(spread: AttentionSharding, call: AttentionCall) -> Iterator[str]:
+    """Yield the sharded indices that a mask function reads: on a device they start at 0."""
+    assert call.mask is not None
+    heads = spread.heads + (spread.seq if spread.uses_all_to_all else ())
+    sizes = mask_sizes(call.mask, 2, 2)
+    for name, size, axes in zip(("batch", "head"), sizes, (spread.batch, heads), strict=True):
+        if size > 1 and spread.axis_size(axes) > 1:
+            yield (
+                f"mask: got a function of the {name} index, which {', '.join(axes)} shard; "
+                "expected a function of query positions and key indices; give the mask as an array"
+            )
 
 
 def _size_problems(spread: AttentionSharding, call: AttentionCall) -> Iterator[str]:

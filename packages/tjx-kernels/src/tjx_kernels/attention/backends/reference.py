@@ -84,14 +84,15 @@ def _scores(call: AttentionCall, operands: Operands) -> jax.Array:
     if call.soft_cap is not None:
         scores = call.soft_cap * jnp.tanh(scores / call.soft_cap)
 
-    first = call.q_offset if operands.q_offset is None else operands.q_offset[:, None, None]
-    assert first is not None
-    i_BT1 = first + jnp.arange(call.q_len)[None, :, None]
-    j_11S = jnp.arange(call.kv_len)[None, None, :]
+    first = call.q_offset if operands.q_offset is None else operands.q_offset
+    # Indices and ids that broadcast against [B, K, G, T, S].
+    row = jnp.arange(call.q_len).reshape(1, 1, 1, -1, 1)
+    position = jnp.asarray(first).reshape(-1, 1, 1, 1, 1) + row
+    key = jnp.arange(call.kv_len).reshape(1, 1, 1, 1, -1)
     if operands.alibi_slopes is not None:
-        distance_BTS = jnp.abs(i_BT1 - j_11S).astype(dtype)[:, None, None]
+        distance = jnp.abs(position - key).astype(dtype)
         slopes = operands.alibi_slopes.astype(dtype).reshape(call.batch, *groups, 1, 1)
-        scores -= slopes * distance_BTS
+        scores -= slopes * distance
     if operands.bias is not None:
         bias = jnp.broadcast_to(
             operands.bias.astype(dtype), (operands.bias.shape[0], call.heads, *scores.shape[3:])
@@ -100,9 +101,14 @@ def _scores(call: AttentionCall, operands: Operands) -> jax.Array:
 
     ids: list[jax.Array | None] = [None, None]
     if operands.q_segment_ids is not None and operands.kv_segment_ids is not None:
-        ids = [operands.q_segment_ids[:, :, None], operands.kv_segment_ids[:, None, :]]
-    mask_BTS = make_mask(call, i_BT1, j_11S, *ids)
-    return scores if mask_BTS is None else jnp.where(mask_BTS[:, None, None], scores, -jnp.inf)
+        ids = [
+            operands.q_segment_ids[:, None, None, :, None],
+            operands.kv_segment_ids[:, None, None, None, :],
+        ]
+    batch = jnp.arange(call.batch).reshape(-1, 1, 1, 1, 1)
+    head = jnp.arange(call.heads).reshape(1, *groups, 1, 1)
+    mask = make_mask(call, position, key, *ids, batch=batch, head=head)
+    return scores if mask is None else jnp.where(mask, scores, -jnp.inf)
 
 
 def _drop(call: AttentionCall, operands: Operands, weights_BKGTS: jax.Array) -> jax.Array:
@@ -135,4 +141,4 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
     return Gradients(*pull((dout.astype(call.dtype), dlse)))
 
 
-BACKEND = AttentionBackend(run=_run, backward=_backward)
+BACKEND = AttentionBackend(run=_run, backward=_backward, masks=True)

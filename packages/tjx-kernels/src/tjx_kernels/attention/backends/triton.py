@@ -6,7 +6,8 @@ keys for a block of rows, dk and dv over blocks of rows for a block of keys, wit
 will remove Pallas Triton; then remove this file, its rows in `block_sizes` and its registry entry.
 
 Axes: B batch, T query rows, N query heads, S keys, K key heads, H head_dim of q and k, V that of v,
-b and n the bias's sizes along B and N, i blocks of rows, j blocks of keys.
+b and n the bias's sizes along B and N, m and h those of a mask function, i blocks of rows, j blocks
+of keys.
 """
 
 import math
@@ -29,7 +30,14 @@ from tjx_kernels.attention.backend import (
 )
 from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
 from tjx_kernels.attention.call import AttentionCall, Operands, make_mask
-from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks
+from tjx_kernels.attention.masks import (
+    Blocks,
+    block_lists,
+    key_blocks,
+    list_sizes,
+    row_blocks,
+    segment_blocks,
+)
 
 LOG2_E = math.log2(math.e)  # GPUs compute 2^x, not e^x: kernels hold scores in units of log 2
 ALL = slice(None)
@@ -39,6 +47,8 @@ _AXES = {
     **{"q_offset": "B", "bias": "bnTS", "alibi_slopes": "BN", "dout": "BTNV", "lse": "BNT"},
     **{"delta": "BNT", "first_seed": "B", "second_seed": "B"},
     **{"keys_start": "Bi", "keys_stop": "Bi", "rows_start": "Bj", "rows_stop": "Bj"},
+    **{"keys_order": "mhij", "keys_full": "mhi", "keys_listed": "mhi"},
+    **{"rows_order": "mhji", "rows_full": "mhj", "rows_listed": "mhj"},
 }
 
 
@@ -99,6 +109,10 @@ class _Program(NamedTuple):
         seed = (x.first_seed.load(b), x.second_seed.load(b)) if call.dropout_rate else None
         return self._replace(b=b, n=n, offset=offset, slope=slope, seed=seed)
 
+    def within(self, sizes: tuple[int, int]) -> Any:
+        """Return the indices of batch row and head in an array that may share them (size 1)."""
+        return [lax.rem(x, jnp.int32(n)) for x, n in zip((self.b, self.n), sizes, strict=True)]
+
 
 class _Tile(NamedTuple):
     """A tile of scores [rows, keys], or [keys, rows] if `transposed`."""
@@ -132,7 +146,7 @@ def _scores(p: _Program, tile: _Tile, product: jax.Array) -> tuple[jax.Array, ja
     if call.alibi:
         scores -= p.slope * jnp.abs(position - key).astype(jnp.float32)
     if call.bias is not None:
-        shared = (lax.rem(x, jnp.int32(n)) for x, n in zip((p.b, p.n), call.bias, strict=True))
+        shared = p.within(call.bias)
         bias = arrays.bias.load(*shared, tile.rows, tile.keys).astype(jnp.float32) * LOG2_E
         scores += bias.T if tile.transposed else bias
     if tile.masked:
@@ -140,7 +154,7 @@ def _scores(p: _Program, tile: _Tile, product: jax.Array) -> tuple[jax.Array, ja
         if call.segment_ids:
             q_ids = tile.of_rows(q_ids.load(p.b, tile.rows))
             kv_ids = tile.of_keys(kv_ids.load(p.b, tile.keys))
-        mask = make_mask(call, position, key, q_ids, kv_ids)
+        mask = make_mask(call, position, key, q_ids, kv_ids, batch=p.b, head=p.n)
         if call.kv_len % p.sizes.k:
             mask = (key < call.kv_len) & (True if mask is None else mask)
         if mask is not None:
@@ -183,15 +197,27 @@ def _loop(start: Any, stop: Any, step: Any, carry: Any) -> Any:
     return lax.fori_loop(jnp.int32(start), jnp.int32(stop), step, carry)
 
 
-def _sweep(p: _Program, segments: Any, blocks: Blocks, ends: Any, step: Any, sums: Any) -> Any:
+def _sweep(
+    p: _Program, own: Any, others: str, blocks: Blocks, ends: Any, step: Any, sums: Any
+) -> Any:
     """Run `step(masked, block, sums)` over `blocks`, unmasked for fully visible ones.
 
     `ends` states whether there are partly visible blocks before and after them. With segment ids
-    every block is masked; `segments` holds the own block and the ranges of blocks that share a
-    segment with each block.
+    every block is masked: those that share a segment with block `own` are visited. Under a mask
+    function, the listed blocks are. `others`, "keys" or "rows", is the axis of the visited blocks.
     """
+    of = partial(getattr, p.arrays)
+    if p.call.mask is not None:
+        order = of(f"{others}_order")
+        at = *p.within(order.shape[:2]), own
+        full, stop = (of(f"{others}_{name}").load(*at) for name in ("full", "listed"))
+
+        def visit(masked: bool, index: Any, sums: Any) -> Any:
+            return step(masked, order.load(*at, index), sums)
+
+        return _loop(full, stop, partial(visit, True), _loop(0, full, partial(visit, False), sums))
     if p.call.segment_ids:
-        start, stop = (x.load(p.b, segments[0]) for x in segments[1:])
+        start, stop = (of(f"{others}_{name}").load(p.b, own) for name in ("start", "stop"))
         start, stop = jnp.maximum(blocks.start, start), jnp.minimum(blocks.stop, stop)
         return _loop(start, stop, partial(step, True), sums)
     if ends[0]:
@@ -210,7 +236,7 @@ def _sweep_keys(p: _Program, i: Any, rows: Any, step: Any, carry: Any) -> Any:
 
     blocks = key_blocks(call, p.offset + rows.start, p.sizes.q, size)
     ends = (call.window is not None, call.lookahead is not None or call.kv_len % size > 0)
-    return _sweep(p, (i, p.arrays.keys_start, p.arrays.keys_stop), blocks, ends, with_keys, carry)
+    return _sweep(p, i, "keys", blocks, ends, with_keys, carry)
 
 
 def _rows_of_program(p: _Program) -> tuple[_Program, Any, Any]:
@@ -274,7 +300,7 @@ def _dkv_kernel(p: _Program, dk: _Array, dv: _Array) -> None:
 
         blocks = row_blocks(call, head.offset, keys.start, p.sizes.k, size)
         ends = (call.lookahead is not None, call.window is not None or call.q_len % size > 0)
-        return _sweep(head, (j, p.arrays.rows_start, p.arrays.rows_stop), blocks, ends, step, carry)
+        return _sweep(head, j, "rows", blocks, ends, step, carry)
 
     sums = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
     k_sum, v_sum = _loop(0, call.group, of_head, sums)
@@ -330,14 +356,21 @@ def _launch(call: AttentionCall, which: Pass, kernel: Any, grid: str, given: Any
     if call.dropout_rate:
         seed = given.pop("dropout_seed")
         given |= {"first_seed": seed[:, 0], "second_seed": seed[:, 1]}
-    if call.segment_ids:
+    lists: tuple[int, int] = (1, 1)
+    if call.mask is not None:
+        lists, others = list_sizes(call), "rows" if which == "dkv" else "keys"
+        operands = Operands(**{name: given.get(name) for name in Operands._fields})
+        found = block_lists(call, operands, sizes.q, sizes.k, of_keys=which == "dkv")
+        names = (f"{others}_{name}" for name in ("order", "full", "listed"))
+        given |= dict(zip(names, found, strict=True))
+    elif call.segment_ids:
         ids, blocks = (given["q_segment_ids"], given["kv_segment_ids"]), (sizes.q, sizes.k)
         given["keys_start"], given["keys_stop"] = segment_blocks(*ids, *blocks)
         given["rows_start"], given["rows_stop"] = segment_blocks(*ids[::-1], *blocks[::-1])
     length = {"B": call.batch, "T": call.q_len, "S": call.kv_len, "N": call.heads}
     length |= {"K": call.kv_heads, "H": call.head_dim, "V": call.v_head_dim}
     length |= {"i": pl.cdiv(call.q_len, sizes.q), "j": pl.cdiv(call.kv_len, sizes.k)}
-    length |= dict(zip("bn", call.bias or (1, 1), strict=True))
+    length |= dict(zip("bnmh", (call.bias or (1, 1)) + lists, strict=True))
     covered = length | {"T": length["i"] * sizes.q, "S": length["j"] * sizes.k}
     # Triton's dot needs powers of 2, at least 16.
     covered |= {axis: max(16, pl.next_power_of_2(length[axis])) for axis in "HV"}
@@ -400,4 +433,5 @@ BACKEND = AttentionBackend(
     supports=_supports,
     backward=_backward,
     platforms=("gpu",),
+    masks=True,
 )

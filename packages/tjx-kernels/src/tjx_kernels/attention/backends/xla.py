@@ -130,21 +130,33 @@ def _scores(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Array | N
     if call.soft_cap is not None:
         capped = jnp.tanh(scores / call.soft_cap)
         scores, slope = call.soft_cap * capped, 1 - capped * capped
-    # [B or 1, C, 1] and [B or 1, 1, W]
-    positions = jnp.reshape(chunk.position, (-1, 1, 1)) + jnp.arange(scores.shape[3])[None, :, None]
-    keys = jnp.reshape(chunk.key, (-1, 1, 1)) + jnp.arange(scores.shape[4])[None, None, :]
+    # Indices and ids that broadcast against [B, K, G, C, W].
+    positions = _column(chunk.position) + jnp.arange(scores.shape[3]).reshape(1, 1, 1, -1, 1)
+    keys = _column(chunk.key) + jnp.arange(scores.shape[4]).reshape(1, 1, 1, 1, -1)
     if chunk.slopes is not None:
-        distance = jnp.abs(positions - keys)[:, None, None].astype(scores.dtype)
+        distance = jnp.abs(positions - keys).astype(scores.dtype)
         scores -= chunk.slopes.astype(scores.dtype)[..., None, None] * distance
     if chunk.bias is not None:
         scores += _grouped(call, chunk.bias).astype(scores.dtype)
     ids: list[jax.Array | None] = [None, None]
     if chunk.q_ids is not None and chunk.kv_ids is not None:
-        ids = [chunk.q_ids[:, :, None], chunk.kv_ids[:, None, :]]
-    mask = make_mask(call, positions, keys, *ids)
+        ids = [chunk.q_ids[:, None, None, :, None], chunk.kv_ids[:, None, None, None, :]]
+    mask = make_mask(
+        call, positions, keys, *ids, batch=_column(jnp.arange(call.batch)), head=_heads(call)
+    )
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+        scores = jnp.where(mask, scores, -jnp.inf)
     return scores, slope
+
+
+def _column(x: Index) -> jax.Array:
+    """Reshape a scalar, or a value per batch row, to [B or 1, 1, 1, 1, 1]."""
+    return jnp.reshape(jnp.asarray(x), (-1, 1, 1, 1, 1))
+
+
+def _heads(call: AttentionCall) -> jax.Array:
+    """Return the index of each query head, [1, K, G, 1, 1]."""
+    return jnp.arange(call.heads).reshape(1, call.kv_heads, call.group, 1, 1)
 
 
 def _dropout_mask(call: AttentionCall, chunk: Chunk) -> jax.Array | None:
@@ -152,11 +164,9 @@ def _dropout_mask(call: AttentionCall, chunk: Chunk) -> jax.Array | None:
     if chunk.seed is None:
         return None
     first, second = (chunk.seed[:, i].reshape(-1, 1, 1, 1, 1) for i in range(2))
-    heads = jnp.arange(call.heads).reshape(1, call.kv_heads, call.group, 1, 1)
+    heads = _heads(call)
     rows = chunk.row + jnp.arange(chunk.q.shape[3]).reshape(1, 1, 1, -1, 1)
-    keys = jnp.reshape(chunk.key, (-1, 1, 1, 1, 1)) + jnp.arange(chunk.k.shape[2]).reshape(
-        1, 1, 1, 1, -1
-    )
+    keys = _column(chunk.key) + jnp.arange(chunk.k.shape[2]).reshape(1, 1, 1, 1, -1)
     # The barrier keeps XLA from recomputing the mask for each use.
     kept: jax.Array = barrier(dropout.keep((first, second), heads, rows, keys, call.dropout_rate))
     return kept
@@ -396,4 +406,4 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
     return Gradients(dq, dk, dv, dbias)
 
 
-BACKEND = AttentionBackend(run=with_custom_vjp(_forward, _backward), backward=_backward)
+BACKEND = AttentionBackend(run=with_custom_vjp(_forward, _backward), backward=_backward, masks=True)

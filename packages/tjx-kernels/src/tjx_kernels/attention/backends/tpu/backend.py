@@ -20,7 +20,7 @@ from tjx_kernels.attention.backends.tpu.scores import LANES, Arrays, Scalars, Ti
 from tjx_kernels.attention.batching import batched_backward, batched_forward
 from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
 from tjx_kernels.attention.call import AttentionCall, Operands
-from tjx_kernels.attention.masks import segment_blocks
+from tjx_kernels.attention.masks import block_lists, list_sizes, segment_blocks
 
 # Sublanes of a tile that holds for float32 and bfloat16 alike.
 _SUBLANES = 16
@@ -72,6 +72,7 @@ def _tiling(call: AttentionCall, which: Pass) -> Tiling:
         call,
         min(blocks.q, _round_up(call.q_len, q_tile)),
         min(blocks.k, _round_up(call.kv_len, LANES)),
+        (1, 1) if call.mask is None else list_sizes(call),
     )
 
 
@@ -124,6 +125,11 @@ def _scalars(tiling: Tiling, operands: Operands, transposed: bool = False) -> Sc
         slopes=None if operands.alibi_slopes is None else operands.alibi_slopes.reshape(-1),
         seed=None if operands.dropout_seed is None else operands.dropout_seed.reshape(-1),
     )
+    if tiling.call.mask is not None:
+        sizes = tiling.block_q, tiling.block_k
+        lists = block_lists(tiling.call, operands, *sizes, of_keys=transposed)
+        order, full, listed = (x.reshape(-1) for x in lists)
+        return scalars._replace(order=order, full=full, listed=listed)
     if operands.q_segment_ids is None or operands.kv_segment_ids is None:
         return scalars
     sides = [
@@ -156,4 +162,5 @@ BACKEND = AttentionBackend(
     supports=_supports,
     backward=_BACKWARD,
     platforms=("tpu",),
+    masks=True,
 )

@@ -20,7 +20,6 @@ from tjx_kernels.attention.backends.tpu.scores import (
     Scalars,
     Tile,
     Tiling,
-    clamped,
     column,
     dropped,
     launch,
@@ -36,7 +35,8 @@ def dq(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> jax.Array:
     call = tiling.call
 
     def where(scalars: Scalars, b: Any, n: Any, i: Any, step: Any) -> GridPosition:
-        return GridPosition(b, n, i, clamped(tiling.keys_of(scalars, b, i), step, tiling.k_blocks))
+        visits = tiling.keys_of(scalars, b, n, i)
+        return GridPosition(b, n, i, visits.fetched(step, tiling.k_blocks))
 
     found = launch(
         "dq",
@@ -57,8 +57,9 @@ def dkv(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> tuple[jax.Array, ja
     call = tiling.call
 
     def where(scalars: Scalars, b: Any, m: Any, j: Any, g: Any, step: Any) -> GridPosition:
-        i = clamped(tiling.rows_of(scalars, b, j), step, tiling.q_blocks)
-        return GridPosition(b, m * call.group + g, i, j)
+        head = m * call.group + g
+        i = tiling.rows_of(scalars, b, head, j).fetched(step, tiling.q_blocks)
+        return GridPosition(b, head, i, j)
 
     found = launch(
         "dkv",
@@ -142,7 +143,7 @@ def _dq(
     tiling: Tiling, scalars: Scalars, x: Arrays, made: Arrays, sum_ref: Any, *rows: Any
 ) -> None:
     batch, head, block, step = (pl.program_id(axis) for axis in range(4))
-    blocks = tiling.keys_of(scalars, batch, block)
+    visits = tiling.keys_of(scalars, batch, head, block)
 
     @pl.when(step == 0)
     def _() -> None:
@@ -150,7 +151,7 @@ def _dq(
         _transpose_rows(x, rows)
 
     def process(masked: bool) -> None:
-        key = (blocks.start + step) * tiling.block_k
+        key = visits.at(step) * tiling.block_k
         tile = Tile(batch, head, block * tiling.block_q, key)
         given = _load_transposed(x, rows)
         dscores, slope = _score_gradients(tiling, tile, scalars, given, masked=masked)
@@ -158,7 +159,7 @@ def _dq(
             dscores = dscores * slope
         sum_ref[...] += product(dscores.astype(given.k.dtype), given.k)
 
-    visit(tiling, blocks, step, tiling.masks_keys, process)
+    visit(tiling, visits.range, step, tiling.masks_keys, process)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
@@ -176,7 +177,7 @@ def _dkv(
 ) -> None:
     batch, kv_head, block, member, step = (pl.program_id(axis) for axis in range(5))
     head = kv_head * tiling.call.group + member
-    blocks = tiling.rows_of(scalars, batch, block)
+    visits = tiling.rows_of(scalars, batch, head, block)
 
     @pl.when((member == 0) & (step == 0))
     def _() -> None:
@@ -186,7 +187,7 @@ def _dkv(
             kv_ids_ref[...] = column(x.kv_ids[...])
 
     def process(masked: bool) -> None:
-        row = (blocks.start + step) * tiling.block_q
+        row = visits.at(step) * tiling.block_q
         tile = Tile(batch, head, row, block * tiling.block_k)
         given = _load(x)
         if x.kv_ids is not None:
@@ -202,7 +203,7 @@ def _dkv(
             dscores = dscores * slope
         dk_ref[...] += product(dscores.astype(given.q.dtype), given.q)
 
-    visit(tiling, blocks, step, tiling.masks_rows, process)
+    visit(tiling, visits.range, step, tiling.masks_rows, process)
 
     @pl.when((member == pl.num_programs(3) - 1) & (step == pl.num_programs(4) - 1))
     def _() -> None:
@@ -214,7 +215,7 @@ def _dkv(
 def _dbias(tiling: Tiling, scalars: Scalars, x: Arrays, made: Arrays, *rows: Any) -> None:
     batch, head, block, k_block, other_batch, other_head = (pl.program_id(a) for a in range(6))
     batch, head = batch + other_batch, head + other_head
-    blocks = tiling.keys_of(scalars, batch, block)
+    blocks = tiling.key_range(scalars, batch, block)
 
     @pl.when((other_batch == 0) & (other_head == 0))
     def _() -> None:

@@ -18,7 +18,6 @@ from tjx_kernels.attention.backends.tpu.scores import (
     Scalars,
     Tile,
     Tiling,
-    clamped,
     column,
     dropped,
     lanes,
@@ -36,7 +35,8 @@ def forward(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> tuple[jax.Array
     shape = (call.batch, call.heads, rows, call.v_head_dim)
 
     def where(scalars: Scalars, b: Any, n: Any, i: Any, step: Any) -> GridPosition:
-        return GridPosition(b, n, i, clamped(tiling.keys_of(scalars, b, i), step, tiling.k_blocks))
+        visits = tiling.keys_of(scalars, b, n, i)
+        return GridPosition(b, n, i, visits.fetched(step, tiling.k_blocks))
 
     found = launch(
         "forward",
@@ -71,7 +71,7 @@ def _kernel(
     q_ids_ref: Any,
 ) -> None:
     batch, head, block, step = (pl.program_id(axis) for axis in range(4))
-    blocks = tiling.keys_of(scalars, batch, block)
+    visits = tiling.keys_of(scalars, batch, head, block)
 
     @pl.when(step == 0)
     def _() -> None:
@@ -82,7 +82,7 @@ def _kernel(
             q_ids_ref[...] = column(x.q_ids[...])
 
     def process(masked: bool) -> None:
-        key = (blocks.start + step) * tiling.block_k
+        key = visits.at(step) * tiling.block_k
         tile = Tile(batch, head, block * tiling.block_q, key)
         given = Arrays(*(None if ref is None else ref[...] for ref in x))
         if x.q_ids is not None:
@@ -99,7 +99,7 @@ def _kernel(
             weights.astype(given.v.dtype), given.v
         )
 
-    visit(tiling, blocks, step, tiling.masks_keys, process)
+    visit(tiling, visits.range, step, tiling.masks_keys, process)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:

@@ -54,6 +54,9 @@ class Scalars(NamedTuple):
     stop: Any = None  # from `start` up to `stop`
     slopes: Any = None  # [B * N]
     seed: Any = None  # [B * 2]
+    order: Any = None  # [m * h * blocks * others], flat as `masks.BlockLists` of a mask function
+    full: Any = None  # [m * h * blocks]
+    listed: Any = None  # [m * h * blocks]
 
 
 class GridPosition(NamedTuple):
@@ -74,13 +77,46 @@ class Tile(NamedTuple):
     key: Any
 
 
+class Visits(NamedTuple):
+    """Blocks to visit, a range or, under a mask function, a range of a list.
+
+    Attributes
+    ----------
+    range
+        The blocks, or their places in the list.
+    order
+        Blocks in the list's order, in scalar memory; None for a range.
+    base
+        Place of the list in `order`.
+    """
+
+    range: Blocks
+    order: Any = None
+    base: Any = 0
+
+    def at(self, step: Any) -> Any:
+        """Return the block visited at a step."""
+        place = self.range.start + step
+        return place if self.order is None else self.order[self.base + place]
+
+    def fetched(self, step: Any, count: int) -> Any:
+        """Return the block to fetch at a step; after the last it repeats, which fetches nothing."""
+        place = jnp.minimum(self.range.start + step, self.range.stop - 1)
+        place = jnp.clip(place, 0, count - 1)
+        return place if self.order is None else self.order[self.base + place]
+
+
 @dataclass(frozen=True)
 class Tiling:
-    """Block sizes of a call and the derived block counts and ranges."""
+    """Block sizes of a call and the derived block counts and ranges.
+
+    `lists` are the sizes of the block lists of a mask function along batch and heads.
+    """
 
     call: AttentionCall
     block_q: int
     block_k: int
+    lists: tuple[int, int] = (1, 1)
 
     @property
     def q_blocks(self) -> int:
@@ -104,18 +140,38 @@ class Tiling:
         given = self.call.q_offset
         return scalars.offset[batch] if given is None else given
 
-    def keys_of(self, scalars: Scalars, batch: Any, block: Any) -> Blocks:
+    def keys_of(self, scalars: Scalars, batch: Any, head: Any, block: Any) -> Visits:
         """Return the blocks of keys visible to a block of rows."""
+        if self.call.mask is not None:
+            return self._listed(scalars, batch, head, block, self.q_blocks, self.k_blocks)
+        return Visits(self.key_range(scalars, batch, block))
+
+    def key_range(self, scalars: Scalars, batch: Any, block: Any) -> Blocks:
+        """Return the range of keys visible to a block of rows, without the mask function."""
         position = self.offset(scalars, batch) + block * self.block_q
         found = key_blocks(self.call, position, self.block_q, self.block_k)
+        if self.call.mask is not None:
+            return found._replace(full_start=found.start, full_stop=found.start)
         return _of_segments(found, scalars, batch * self.q_blocks + block)
 
-    def rows_of(self, scalars: Scalars, batch: Any, block: Any) -> Blocks:
+    def rows_of(self, scalars: Scalars, batch: Any, head: Any, block: Any) -> Visits:
         """Return the blocks of rows to which a block of keys is visible."""
+        if self.call.mask is not None:
+            return self._listed(scalars, batch, head, block, self.k_blocks, self.q_blocks)
         offset = self.offset(scalars, batch)
         first = block * self.block_k
         found = row_blocks(self.call, offset, first, self.block_k, self.block_q)
-        return _of_segments(found, scalars, batch * self.k_blocks + block)
+        return Visits(_of_segments(found, scalars, batch * self.k_blocks + block))
+
+    def _listed(
+        self, scalars: Scalars, batch: Any, head: Any, block: Any, blocks: int, others: int
+    ) -> Visits:
+        row, column = (
+            lax.rem(x, jnp.int32(n)) for x, n in zip((batch, head), self.lists, strict=True)
+        )
+        own = (row * self.lists[1] + column) * blocks + block
+        full, stop = scalars.full[own], scalars.listed[own]
+        return Visits(Blocks(0, 0, full, stop), scalars.order, own * others)
 
     def key_steps(self) -> int:
         """Return an upper bound of the key blocks visible to a block of rows."""
@@ -127,8 +183,10 @@ class Tiling:
 
     @property
     def masks_rows(self) -> bool:
-        """Whether the causal mask, window or segment ids can mask a pair."""
-        return self.call.causal or self.call.window is not None or self.call.segment_ids
+        """Whether the causal mask, window, segment ids or mask function can mask a pair."""
+        call = self.call
+        limits = call.window, call.mask
+        return call.causal or call.segment_ids or any(x is not None for x in limits)
 
     @property
     def masks_keys(self) -> bool:
@@ -149,11 +207,6 @@ def _of_segments(found: Blocks, scalars: Scalars, index: Any) -> Blocks:
     start = jnp.maximum(found.start, scalars.start[index])
     stop = jnp.minimum(found.stop, scalars.stop[index])
     return Blocks(start, start, start, stop)  # segment ids mask every block
-
-
-def clamped(blocks: Blocks, step: Any, count: int) -> Any:
-    """Return the block to fetch at a step; after the last it repeats, which fetches nothing."""
-    return jnp.clip(jnp.minimum(blocks.start + step, blocks.stop - 1), 0, count - 1)
 
 
 def visit(
@@ -320,7 +373,7 @@ def tile_scores(
         scores = scores + (bias.T if transposed else bias)
     if not masked:
         return scores, slope
-    seen = make_mask(call, position, key, x.q_ids, x.kv_ids)
+    seen = make_mask(call, position, key, x.q_ids, x.kv_ids, batch=tile.batch, head=tile.head)
     if call.kv_len % tiling.block_k and not transposed:
         # In a transposed tile a key past the end is a separate row, which is dropped.
         within = key < call.kv_len
