@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from tjx_metrics.plotting.style import COLORS
 
+ARM_COLORS = (*COLORS, "#7F7F7F")
 # Inches by number of panels; at 100 dots an inch about the width of a page on the screen.
 WIDTHS = {1: 6.4, 2: 8.0, 3: 10.0}
 
@@ -22,7 +23,7 @@ def panels(count: int, *, height: float = 3.8) -> tuple[Figure, list[Axes]]:
 
 def color(index: int) -> str:
     """Return the color of an arm, the same in all panels."""
-    return COLORS[index % len(COLORS)]
+    return ARM_COLORS[index % len(ARM_COLORS)]
 
 
 def band(
@@ -55,8 +56,10 @@ def dress(axes: Axes, *, x: str, y: str, title: str) -> None:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Add one legend for all panels below the axes."""
     handles, labels = axes.get_legend_handles_labels()
+    lines = -(-len(labels) // 6)
+    columns = -(-len(labels) // lines)
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, edgecolor="none"
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=9, edgecolor="none"
     )
 
 

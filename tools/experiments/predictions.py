@@ -40,17 +40,18 @@ FLAGS: Flags = {
 }
 SMOKE: Flags = {
     "data.seq_len": 16, "scale.depth": 1, "scale.tokens_per_parameter": 1,
-    "train.eval_tokens": 1000, "train.batch_size": 8,
+    "train.eval_tokens": 1000,
 }  # fmt: skip
 CASES: Mapping[str, Flags] = {
-    "characters": {},
-    "BPE of 512": {"data.tokenizer": "bpe", "data.vocab_size": 512},
-    "sequences of 128": {"data.seq_len": 128, "model.max_seq_len": 128},
-    "SwiGLU": {"model.activation": "swiglu"},
-    "10 tokens per parameter": {"scale.tokens_per_parameter": 10},
+    "squared ReLU": {"model.activation": "relu2"},
+    "LayerNorm and biases": {"model.norm": "layernorm", "model.bias": "true"},
+    "one key head": {"model.n_kv_head": 1},
+    "3 layers": {"scale.depth": 3},
+    "sequences of 96": {"data.seq_len": 96, "model.max_seq_len": 96},
 }
 WIDTH = "model.d_model"
-WIDTHS, LARGE_WIDTH, SMALL_SEEDS = (16, 20, 24, 28, 32, 36, 40, 44), 80, 3
+WIDTHS, LARGE_WIDTH, SMALL_SEEDS = (20, 24, 28, 32, 36, 40, 44, 48), 88, 4
+STEPS = 1000  # of every run: the dial's batch sizes are coarse where they are small
 CONFIDENCE, TOLERANCE = 0.99, 0.01
 
 
@@ -59,14 +60,14 @@ def measure(options: Options) -> Json:
     flags = {**FLAGS, **options.data, **(SMOKE if options.smoke else {})}
     cases = {name: {**flags, **change} for name, change in CASES.items()}
     if options.smoke:
-        cases = {"characters": cases["characters"]}
+        cases = dict([next(iter(cases.items()))])
     written = read_json(options.file) if options.file.is_file() else {}
     if written.get("cases") != cases or any("measured" in each for each in written["predictions"]):
         written = {"cases": cases, "predictions": predict(cases, options)}
         if not options.smoke:
             return written
     runs = [
-        Run(arm=case, flags={**own, WIDTH: LARGE_WIDTH}, seed=SMALL_SEEDS + number)
+        Run(arm=case, flags=_at_width(own, LARGE_WIDTH), seed=SMALL_SEEDS + number)
         for case, own in cases.items()
         for number in range(options.seeds)
     ]
@@ -83,7 +84,7 @@ def measure(options: Options) -> Json:
 def predict(cases: Mapping[str, Flags], options: Options) -> list[Json]:
     """Train the small runs of every case, and predict the loss of its large run."""
     runs = [
-        Run(arm=case, flags={**flags, WIDTH: width}, seed=seed)
+        Run(arm=case, flags=_at_width(flags, width), seed=seed)
         for width in reversed(WIDTHS)
         for case, flags in cases.items()
         for seed in range(SMALL_SEEDS)
@@ -91,7 +92,7 @@ def predict(cases: Mapping[str, Flags], options: Options) -> list[Json]:
     found = []
     for case, outcomes in by_arm(run_all(runs, journal=options.journal)).items():
         sizes = [_size(each.flags) for each in outcomes]
-        target = _size({**cases[case], WIDTH: LARGE_WIDTH})
+        target = _size(_at_width(cases[case], LARGE_WIDTH))
         assert target.flops >= RATIO * sizes[0].flops
         flops, losses = [size.flops for size in sizes], [each.final_loss for each in outcomes]
         prediction = predict_loss(
@@ -111,6 +112,13 @@ def predict(cases: Mapping[str, Flags], options: Options) -> list[Json]:
             **asdict(prediction),
         })  # fmt: skip
     return found
+
+
+def _at_width(flags: Flags, width: int) -> Flags:
+    """Return the flags of the run of a width, with the batch size that makes STEPS steps."""
+    flags = {**flags, WIDTH: width}
+    batch = round(_size(flags).tokens / int(flags["data.seq_len"]) / STEPS)
+    return {**flags, "train.batch_size": max(batch, 1)}
 
 
 def _size(flags: Flags) -> Size:
@@ -135,11 +143,12 @@ def page(results: Json) -> Page:
         ),
         setup=(
             "GPTs with rotary embeddings, RMSNorm and QK norm, without biases, on the texts of "
-            "`--data.path`: characters, 4 layers, 2 heads, sequences of 64 tokens. Batch, steps, "
-            "learning rate and weight decay follow from the width by the [dial](../scaling.md), "
-            f"`--scale.depth 4 --model.d_model WIDTH`, with widths of {WIDTHS[0]} to {WIDTHS[-1]} "
-            f"and {SMALL_SEEDS} seeds each for the law, and {LARGE_WIDTH} for the large run. Each "
-            "other case changes what its name says. The law is that of `trainer predict`, of the "
+            "`--data.path`: characters, 4 layers, 2 heads, sequences of 64 tokens; each case "
+            "changes what its name says. Tokens, learning rate and weight decay follow from the "
+            "width by the [dial](../scaling.md), `--scale.depth 4 --model.d_model WIDTH`, with "
+            f"widths of {WIDTHS[0]} to {WIDTHS[-1]} and {SMALL_SEEDS} seeds each for the law, and "
+            f"{LARGE_WIDTH} for the large run. The batch size makes {STEPS} steps of every run, up "
+            "to rounding. The law is that of `trainer predict`, of the "
             "FLOPs. The predictions were written and committed before the large runs were made."
         ),
         columns=(
