@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU
+from tjx_nn import MLP, Attention, Block, Embedding, GPTConfig, LayerNorm, SwiGLU
 from tjx_nn.binding import Params
 from tjx_nn.layers.gated_mlp import apply_gate
 from tjx_nn.layers.linear import add_bias, matmul
@@ -168,6 +168,29 @@ def test_embedding_clips_ids_to_its_table() -> None:
     rows = np.asarray(jax.jit(table)(jax.device_put(np.array([-1, 0, 4, 9], np.int32))))
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[2], rows[3])
+
+
+def test_layers_take_their_sizes_without_a_configuration() -> None:
+    config = GPTConfig(n_head=4, n_kv_head=2, d_model=16, d_ff=20, positions="none")
+    x = jax.device_put(normal(2, 5, 16))
+    for own, full in (
+        (
+            lambda: Attention(16, n_head=4, n_kv_head=2, rngs=nnx.Rngs(0)),
+            lambda: Attention(config, rngs=nnx.Rngs(0)),
+        ),
+        (
+            lambda: Block(16, n_head=4, n_kv_head=2, d_ff=20, rngs=nnx.Rngs(0)),
+            lambda: Block(config, rngs=nnx.Rngs(0)),
+        ),
+        (
+            lambda: Block(config, n_head=8, d_ff=24, rngs=nnx.Rngs(0)),
+            lambda: Block(dataclasses.replace(config, n_head=8, d_ff=24), rngs=nnx.Rngs(0)),
+        ),
+    ):
+        found, expected = (
+            jax.jit(lambda layer, x: layer(x)[0])(make(each), x) for each in (own, full)
+        )
+        np.testing.assert_array_equal(*jax.device_get((found, expected)))
 
 
 def test_grouped_query_attention_equals_repeated_keys_and_values() -> None:

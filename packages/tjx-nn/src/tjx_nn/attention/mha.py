@@ -21,7 +21,7 @@ from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.attention.rotation import rotate, scale_by_position
 from tjx_nn.attention.value_mix import ValueMix
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.make_layers import linear, make_norm
+from tjx_nn.layers.make_layers import linear, make_norm, of_sizes
 from tjx_nn.layers.norms import LayerNorm, RMSNorm
 from tjx_nn.layers.position_encoding import alibi_slopes
 from tjx_nn.layers.scan_layers import AuxLosses
@@ -37,7 +37,10 @@ class Attention(ShardedModule):
     Parameters
     ----------
     config
-        Configuration of the model.
+        Configuration of the model; or the width `d_model` alone, with the defaults of the others.
+    n_head, n_kv_head
+        Numbers of query heads and of key heads; None is the configuration's, or 1 head and as many
+        key heads as heads for a width.
     causal
         Whether a token attends only to itself and to earlier tokens.
     rngs
@@ -45,14 +48,23 @@ class Attention(ShardedModule):
 
     Examples
     --------
-    >>> from tjx_nn import Attention, GPTConfig
-    >>> attention = Attention(GPTConfig(n_head=2, d_model=8), rngs=nnx.Rngs(0))
+    >>> from tjx_nn import Attention
+    >>> attention = Attention(8, n_head=2, rngs=nnx.Rngs(0))
     >>> out, cache, _ = attention(jnp.ones((1, 3, 8)), positions=jnp.array([[0, 1, 0]]))
     >>> out.shape, cache["key"].shape
     ((1, 3, 8), (1, 3, 2, 4))
     """
 
-    def __init__(self, config: TransformerConfig, *, causal: bool = True, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig | int,
+        *,
+        n_head: int | None = None,
+        n_kv_head: int | None = None,
+        causal: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        config = of_sizes(config, n_head=n_head, n_kv_head=n_kv_head)
         self.config, self.causal, self.head_dim = config, causal, config.head_dim
         d, h = config.d_model, config.head_dim
         n, k = config.n_head * h, config.kv_heads * h

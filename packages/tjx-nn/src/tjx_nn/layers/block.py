@@ -18,7 +18,7 @@ from tjx_nn.attention.value_mix import ValueMix
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.dropout import dropout
 from tjx_nn.layers.gated_mlp import make_mlp
-from tjx_nn.layers.make_layers import make_norm
+from tjx_nn.layers.make_layers import make_norm, of_sizes
 from tjx_nn.layers.moe import Experts
 from tjx_nn.layers.norms import LayerNorm, RMSNorm
 from tjx_nn.layers.scan_layers import AuxLosses
@@ -31,7 +31,10 @@ class Block(ShardedModule):
     Parameters
     ----------
     config
-        Configuration of the model.
+        Configuration of the model; or the width `d_model` alone, with the defaults of the others.
+    n_head, n_kv_head, d_ff
+        Numbers of query heads and of key heads, and width of the MLP's hidden layer; None is the
+        configuration's, or for a width 1 head, as many key heads as heads, and 4 times the width.
     causal
         Whether a token attends only to itself and to earlier tokens.
     experts
@@ -47,8 +50,8 @@ class Block(ShardedModule):
 
     Examples
     --------
-    >>> from tjx_nn import Block, GPTConfig
-    >>> block = Block(GPTConfig(n_head=2, d_model=8), rngs=nnx.Rngs(0))
+    >>> from tjx_nn import Block
+    >>> block = Block(8, n_head=2, rngs=nnx.Rngs(0))
     >>> x, cache, aux_losses = block(jnp.ones((1, 3, 8)), segment_ids=jnp.array([[0, 0, 1]]))
     >>> x.shape
     (1, 3, 8)
@@ -56,8 +59,11 @@ class Block(ShardedModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: TransformerConfig | int,
         *,
+        n_head: int | None = None,
+        n_kv_head: int | None = None,
+        d_ff: int | None = None,
         causal: bool = True,
         experts: bool = False,
         attention_norm: bool = True,
@@ -65,6 +71,7 @@ class Block(ShardedModule):
         value_mix: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
+        config = of_sizes(config, n_head=n_head, n_kv_head=n_kv_head, d_ff=d_ff)
         self.config = config
         self.ln_1 = make_norm(config) if attention_norm else None
         self.attention = make_attention(config, causal=causal, rngs=rngs)

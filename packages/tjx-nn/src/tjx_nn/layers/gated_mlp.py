@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.make_layers import linear, of_width
+from tjx_nn.layers.make_layers import linear, of_sizes
 from tjx_nn.layers.mlp import ACTIVATIONS, MLP
 
 
@@ -54,7 +54,7 @@ class SwiGLU(MLP):
     def __init__(
         self, config: TransformerConfig | int, *, d_ff: int | None = None, rngs: nnx.Rngs
     ) -> None:
-        config = of_width(config)
+        config = of_sizes(config)
         super().__init__(config, d_ff=d_ff, rngs=rngs)
         self.config = config
         shape = (config.d_model, d_ff or config.ff_dim)

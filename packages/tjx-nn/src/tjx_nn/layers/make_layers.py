@@ -1,6 +1,8 @@
 """Linear layers and norms with the options of a model."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 from flax import nnx
 
@@ -51,9 +53,15 @@ def linear(
     )
 
 
-def of_width(config: TransformerConfig | int) -> TransformerConfig:
-    """Return a configuration unchanged, or the default one of a width `d_model`."""
-    return TransformerConfig(d_model=config, n_head=1) if isinstance(config, int) else config
+def of_sizes(config: TransformerConfig | int, **sizes: int | None) -> TransformerConfig:
+    """Return a configuration, or the default one of a width `d_model`, with other sizes.
+
+    Sizes that are None do not change.
+    """
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    if isinstance(config, int):
+        config = TransformerConfig(d_model=config, n_head=given.get("n_head", 1))
+    return replace(config, **given) if given else config
 
 
 def initial_std(config: TransformerConfig, *, residual: bool) -> float:

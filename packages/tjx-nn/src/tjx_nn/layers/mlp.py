@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from tjx_kernels.target import current_target
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.make_layers import linear, of_width
+from tjx_nn.layers.make_layers import linear, of_sizes
 
 _CUBIC = 0.044715
 
@@ -182,7 +182,7 @@ class MLP(nnx.Module):
     def __init__(
         self, config: TransformerConfig | int, *, d_ff: int | None = None, rngs: nnx.Rngs
     ) -> None:
-        config = of_width(config)
+        config = of_sizes(config)
         if config.gated and type(self) is MLP:
             raise ValueError(
                 f"config.activation: got {config.activation!r} for MLP; expected an activation "
