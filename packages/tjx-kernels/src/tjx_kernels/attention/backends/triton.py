@@ -109,7 +109,7 @@ class _Program(NamedTuple):
         seed = (x.first_seed.load(b), x.second_seed.load(b)) if call.dropout_rate else None
         return self._replace(b=b, n=n, offset=offset, slope=slope, seed=seed)
 
-    def within(self, sizes: tuple[int, int]) -> Any:
+    def within(self, sizes: tuple[int, ...]) -> Any:
         """Return the indices of batch row and head in an array that may share them (size 1)."""
         return [lax.rem(x, jnp.int32(n)) for x, n in zip((self.b, self.n), sizes, strict=True)]
 
@@ -206,18 +206,22 @@ def _sweep(
     every block is masked: those that share a segment with block `own` are visited. Under a mask
     function, the listed blocks are. `others`, "keys" or "rows", is the axis of the visited blocks.
     """
-    of = partial(getattr, p.arrays)
+
+    def array(name: str) -> _Array:
+        found: _Array = getattr(p.arrays, f"{others}_{name}")
+        return found
+
     if p.call.mask is not None:
-        order = of(f"{others}_order")
+        order = array("order")
         at = *p.within(order.shape[:2]), own
-        full, stop = (of(f"{others}_{name}").load(*at) for name in ("full", "listed"))
+        full, stop = array("full").load(*at), array("listed").load(*at)
 
         def visit(masked: bool, index: Any, sums: Any) -> Any:
             return step(masked, order.load(*at, index), sums)
 
         return _loop(full, stop, partial(visit, True), _loop(0, full, partial(visit, False), sums))
     if p.call.segment_ids:
-        start, stop = (of(f"{others}_{name}").load(p.b, own) for name in ("start", "stop"))
+        start, stop = array("start").load(p.b, own), array("stop").load(p.b, own)
         start, stop = jnp.maximum(blocks.start, start), jnp.minimum(blocks.stop, stop)
         return _loop(start, stop, partial(step, True), sums)
     if ends[0]:
