@@ -37,10 +37,9 @@ class Attention(ShardedModule):
     Parameters
     ----------
     config
-        Configuration of the model; or the width `d_model` alone, with the defaults of the others.
+        Configuration of the model, or the width `d_model` alone.
     n_head, n_kv_head
-        Numbers of query heads and of key heads; None is the configuration's, or 1 head and as many
-        key heads as heads for a width.
+        Numbers of query and key heads, if not those of the configuration (of a width: 1).
     causal
         Whether a token attends only to itself and to earlier tokens.
     rngs

@@ -31,10 +31,10 @@ class Block(ShardedModule):
     Parameters
     ----------
     config
-        Configuration of the model; or the width `d_model` alone, with the defaults of the others.
+        Configuration of the model, or the width `d_model` alone.
     n_head, n_kv_head, d_ff
-        Numbers of query heads and of key heads, and width of the MLP's hidden layer; None is the
-        configuration's, or for a width 1 head, as many key heads as heads, and 4 times the width.
+        Heads, key heads and width of the MLP's hidden layer, if not those of the configuration (of
+        a width: 1, 1 and 4 times the width).
     causal
         Whether a token attends only to itself and to earlier tokens.
     experts

@@ -125,51 +125,44 @@ def _product(call: AttentionCall, axes: str, x: jax.Array, y: jax.Array) -> jax.
 
 def _scores(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Array | None]:
     """Return masked scores [B, K, G, C, W] and the soft cap's derivative, None without a cap."""
-    scores = call.scale * _product(call, "BKGCH,BKWH->BKGCW", chunk.q, chunk.k)
-    slope = None
+    scores, slope = call.scale * _product(call, "BKGCH,BKWH->BKGCW", chunk.q, chunk.k), None
     if call.soft_cap is not None:
         capped = jnp.tanh(scores / call.soft_cap)
         scores, slope = call.soft_cap * capped, 1 - capped * capped
-    # Indices and ids that broadcast against [B, K, G, C, W].
-    positions = _column(chunk.position) + jnp.arange(scores.shape[3]).reshape(1, 1, 1, -1, 1)
-    keys = _column(chunk.key) + jnp.arange(scores.shape[4]).reshape(1, 1, 1, 1, -1)
+    head, row, key = _indices(call, chunk)
+    position = _column(chunk.position) + row
     if chunk.slopes is not None:
-        distance = jnp.abs(positions - keys).astype(scores.dtype)
+        distance = jnp.abs(position - key).astype(scores.dtype)
         scores -= chunk.slopes.astype(scores.dtype)[..., None, None] * distance
     if chunk.bias is not None:
         scores += _grouped(call, chunk.bias).astype(scores.dtype)
-    ids: list[jax.Array | None] = [None, None]
-    if chunk.q_ids is not None and chunk.kv_ids is not None:
-        ids = [chunk.q_ids[:, None, None, :, None], chunk.kv_ids[:, None, None, None, :]]
-    mask = make_mask(
-        call, positions, keys, *ids, batch=_column(jnp.arange(call.batch)), head=_heads(call)
-    )
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    return scores, slope
+    q_ids, kv_ids = chunk.q_ids, chunk.kv_ids
+    if q_ids is not None and kv_ids is not None:
+        q_ids, kv_ids = q_ids[:, None, None, :, None], kv_ids[:, None, None, None, :]
+    batch = _column(jnp.arange(call.batch))
+    mask = make_mask(call, position, key, q_ids, kv_ids, batch=batch, head=head)
+    return scores if mask is None else jnp.where(mask, scores, -jnp.inf), slope
 
 
 def _column(x: Index) -> jax.Array:
-    """Reshape a scalar, or a value per batch row, to [B or 1, 1, 1, 1, 1]."""
-    return jnp.reshape(jnp.asarray(x), (-1, 1, 1, 1, 1))
+    return jnp.reshape(x, (-1, 1, 1, 1, 1))
 
 
-def _heads(call: AttentionCall) -> jax.Array:
-    """Return the index of each query head, [1, K, G, 1, 1]."""
-    return jnp.arange(call.heads).reshape(1, call.kv_heads, call.group, 1, 1)
+def _indices(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, ...]:
+    """Return heads, rows and keys as indices that broadcast against [B, K, G, C, W]."""
+    heads = jnp.arange(call.heads).reshape(1, call.kv_heads, call.group, 1, 1)
+    rows = jnp.arange(chunk.q.shape[3]).reshape(1, 1, 1, -1, 1)
+    return heads, rows, _column(chunk.key) + jnp.arange(chunk.k.shape[2]).reshape(1, 1, 1, 1, -1)
 
 
 def _dropout_mask(call: AttentionCall, chunk: Chunk) -> jax.Array | None:
     """Return the dropout mask, bool [B, K, G, C, W]: True keeps a weight; None without dropout."""
     if chunk.seed is None:
         return None
-    first, second = (chunk.seed[:, i].reshape(-1, 1, 1, 1, 1) for i in range(2))
-    heads = _heads(call)
-    rows = chunk.row + jnp.arange(chunk.q.shape[3]).reshape(1, 1, 1, -1, 1)
-    keys = _column(chunk.key) + jnp.arange(chunk.k.shape[2]).reshape(1, 1, 1, 1, -1)
-    # The barrier keeps XLA from recomputing the mask for each use.
-    kept: jax.Array = barrier(dropout.keep((first, second), heads, rows, keys, call.dropout_rate))
-    return kept
+    seed = _column(chunk.seed[:, 0]), _column(chunk.seed[:, 1])
+    head, row, key = _indices(call, chunk)
+    kept: jax.Array = dropout.keep(seed, head, chunk.row + row, key, call.dropout_rate)
+    return barrier(kept)  # so that XLA does not compute it for each use
 
 
 def _drop(call: AttentionCall, kept: jax.Array | None, weights: jax.Array) -> jax.Array:
@@ -267,16 +260,13 @@ def _heads_out(call: AttentionCall, x_BTND: jax.Array) -> jax.Array:
 
 def _heads_in(call: AttentionCall, x_BKGTD: jax.Array) -> jax.Array:
     """[B, K, G, T, D] -> [B, T, N, D]."""
-    return x_BKGTD.transpose(0, 3, 1, 2, 4).reshape(
-        call.batch, call.q_len, call.heads, x_BKGTD.shape[4]
-    )
+    return x_BKGTD.transpose(0, 3, 1, 2, 4).reshape(call.batch, call.q_len, call.heads, -1)
 
 
 def _whole(call: AttentionCall, operands: Operands) -> Chunk:
     """Return the chunk of all rows and all keys, from which `_chunk` slices."""
     position = call.q_offset if operands.q_offset is None else operands.q_offset
     assert position is not None
-    groups = (call.kv_heads, call.group)
     slopes = operands.alibi_slopes
     return Chunk(
         q=_heads_out(call, operands.q),
@@ -288,7 +278,7 @@ def _whole(call: AttentionCall, operands: Operands) -> Chunk:
         q_ids=operands.q_segment_ids,
         kv_ids=operands.kv_segment_ids,
         bias=operands.bias,
-        slopes=None if slopes is None else slopes.reshape(call.batch, *groups),
+        slopes=None if slopes is None else slopes.reshape(call.batch, call.kv_heads, -1),
         seed=operands.dropout_seed,
     )
 
