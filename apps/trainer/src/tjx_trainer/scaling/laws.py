@@ -178,8 +178,8 @@ def predict_loss(
 
     Each sample draws the noise's variance by its chi-squared distribution (few runs determine it
     badly), new losses of the small runs, a law with a floor fitted to them, and the noise of the
-    large run. The interval contains the errors of the runs and of the fit; it does not contain a
-    law that stops to hold between the runs and the target.
+    large run. The interval reaches as far down as up, as ratios. It contains the errors of the runs
+    and of the fit; it does not contain a law that stops to hold between the runs and the target.
 
     Parameters
     ----------
@@ -228,7 +228,10 @@ def predict_loss(
     fitted = coefficients[:, 0] + (coefficients[:, 1:] * terms).sum(axis=1)
     outcomes = fitted * np.exp(noise * rng.normal(size=samples))
     low, high = np.quantile(outcomes, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Prediction(float(law.loss(target[None])[0]), float(low), float(high), law)
+    loss = float(law.loss(target[None])[0])
+    # A floor is not negative, so no sample falls faster than a power; the losses may.
+    low = min(low, loss**2 / high)
+    return Prediction(loss, float(low), float(high), law)
 
 
 def _fit(features: Array, losses: Array, *, floor: bool) -> tuple[Array, Array]:
