@@ -5,17 +5,27 @@ TPU simulator, which starts from NaN in all scratch memory, is far slower and ru
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_contract import CASES, LOWERED, AttentionContract, Case, assert_agrees, draw
+from attention_contract import (
+    CASES,
+    LOWERED,
+    AttentionContract,
+    Case,
+    assert_agrees,
+    draw,
+    islands,
+)
 from attention_oracle import oracle
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from tjx_kernels import flash_attention
 from tjx_kernels.attention.backend import BackwardInputs, Gradients
 from tjx_kernels.attention.backends.tpu.backend import BACKEND
 from tjx_kernels.attention.block_sizes import TABLE
@@ -63,6 +73,25 @@ def test_rows_past_the_end_add_nothing() -> None:
     inputs = draw(22, Case((1, 37, 45, 4, 2), alibi=True), 8)
     inputs["alibi_slopes"] *= -8
     assert_agrees(TestTpu().compute(inputs), oracle(inputs), 1e-5)
+
+
+def test_vmapped_mask_functions_get_the_index_in_their_own_batch() -> None:
+    x = jax.device_put(
+        np.random.default_rng(0).standard_normal((3, 2, 40, 2, 8)).astype(np.float32)
+    )
+
+    def attend(implementation: str, interpret: bool, x: jax.Array) -> jax.Array:
+        return flash_attention(
+            x, x, x, mask=islands, implementation=implementation, interpret=interpret
+        )
+
+    def squares(implementation: str, interpret: bool, x: jax.Array) -> jax.Array:
+        return jnp.sum(jax.vmap(partial(attend, implementation, interpret))(x) ** 2)
+
+    found = jax.jit(jax.value_and_grad(partial(squares, "tpu", True)))(x)
+    wanted = jax.jit(jax.value_and_grad(partial(squares, "reference", False)))(x)
+    for a, b in zip(jax.device_get(found), jax.device_get(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def _lower(kind: str, case: Case, head_dim: int, dtype: str) -> str:

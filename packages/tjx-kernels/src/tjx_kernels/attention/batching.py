@@ -59,8 +59,10 @@ def _merge_operands(
 ) -> tuple[AttentionCall, Operands]:
     merged = replace(call, batch=size * call.batch)
     if (mask := call.mask) is not None:
-        own = jnp.int32(call.batch)
-        merged = replace(merged, mask=lambda batch, *rest: mask(lax.rem(batch, own), *rest))
+        own = call.batch  # not an array, which kernels could not capture
+        merged = replace(
+            merged, mask=lambda batch, *rest: mask(lax.rem(batch, jnp.int32(own)), *rest)
+        )
     if operands.bias is not None:
         # Each vmapped call has its own bias gradient, also if the calls share the bias.
         axis = 1 if batched.bias else 0
