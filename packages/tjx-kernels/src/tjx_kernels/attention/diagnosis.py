@@ -107,7 +107,7 @@ def chosen_implementation(
     ----------
     q, k, v, implementation, return_lse, **options
         As for `flash_attention`, as are the errors; `jax.ShapeDtypeStruct` may replace arrays. A
-        mask is given as the `bias` that `flash_attention` makes of it.
+        `mask` is an elementwise function; others are given as the bias that they become.
 
     Returns
     -------
