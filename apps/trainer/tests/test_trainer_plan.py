@@ -56,8 +56,11 @@ def alone() -> StepProfile:
     return planned("--mesh.data=1").step
 
 
+TWO = ("--mesh.data=2", "--train.accumulation=2", "--train.phases=5:model.window=8")
+
+
 def two() -> StepProfile:
-    return planned("--mesh.data=2", "--train.accumulation=2").step
+    return planned(*TWO).step
 
 
 def test_one_device_by_hand() -> None:
@@ -87,6 +90,7 @@ def test_data_parallel_by_hand() -> None:
     sending = sent / 450e9
     by_hand = computing / (computing + sending), computing / max(computing, sending)
     assert found.efficiency == pytest.approx(by_hand, rel=0.05)
+    assert any("step before the first phase" in note for note in planned(*TWO).notes)
 
 
 @pytest.mark.parametrize("words", [(), ("--model.scan_layers=false",)], ids=["scan", "unrolled"])

@@ -73,6 +73,8 @@ def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
         If the configuration does not fit the devices.
     """
     config, notes = with_vocabulary(config)
+    if config.train.phases is not None:
+        notes.append("the step before the first phase; to plan a phase, give its values as flags")
     cpus = cpu_devices(device_count)
     found = None
     try:
