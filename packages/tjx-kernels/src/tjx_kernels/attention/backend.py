@@ -88,7 +88,18 @@ class AttentionBackend(NamedTuple):
     masks: bool = False
 
     def refusal(self, call: AttentionCall) -> str | None:
-        """Return the reason why the backend cannot serve a call, or None."""
+        """Return the reason why the backend cannot serve a call, or None.
+
+        Parameters
+        ----------
+        call
+            Static part of the call.
+
+        Returns
+        -------
+        str or None
+            As of `supports`, which does not test for mask functions.
+        """
         reason = self.supports(call)
         if reason is None and call.mask is not None and not self.masks:
             return "has no mask functions"

@@ -203,8 +203,8 @@ def _sweep(
     """Run `step(masked, block, sums)` over `blocks`, unmasked for fully visible ones.
 
     `ends` states whether there are partly visible blocks before and after them. With segment ids
-    every block is masked: those that share a segment with block `own` are visited. Under a mask
-    function, the listed blocks are. `others`, "keys" or "rows", is the axis of the visited blocks.
+    the blocks that share a segment with block `own` are visited, all masked; under a mask function,
+    the listed blocks. `others`, "keys" or "rows", is the axis of the visited blocks.
     """
 
     def array(name: str) -> _Array:
